@@ -1,0 +1,17 @@
+//! Reference kernels on plain slices, one thread.
+//!
+//! Every output value is computed by the same sequence of operations whatever the number of rows,
+//! their order or the instruction set, so results are equal bit for bit on every machine and do
+//! not depend on batch mates. They are the twins against which faster kernels are tested.
+//!
+//! Axes: activations are `[row, width]`, rows of one stream adjacent; weights are `[out, in]`.
+
+mod attention;
+mod elementwise;
+mod linear;
+
+pub use attention::{Heads, attend, rotate};
+pub use elementwise::{
+    add, add_scaled, elu, gelu, layer_norm, nearest, rms_norm, silu_gate, softmax,
+};
+pub use linear::{MatrixRef, dot, linear};
