@@ -1,0 +1,21 @@
+//! From files to checked, named weights.
+//!
+//! - [`TensorFile`]: a memory-mapped safetensors file.
+//! - [`Catalog`]: the tensors of a file under the one canonical spelling that models ask for,
+//!   checked against the shapes that the config implies before anything is read.
+//! - [`layout`]: those names and shapes.
+//! - [`Repo`]: a local folder laid out like a public repository.
+
+mod catalog;
+mod fingerprint;
+pub mod layout;
+mod lora;
+mod names;
+mod repo;
+mod tensor_file;
+
+pub use catalog::{Catalog, Expected};
+pub use fingerprint::Fingerprint;
+pub use lora::Lora;
+pub use repo::Repo;
+pub use tensor_file::{TensorFile, TensorInfo};

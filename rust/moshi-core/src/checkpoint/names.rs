@@ -1,0 +1,250 @@
+//! The only place that knows other spellings of tensor names.
+//!
+//! Canonical are: for language models, the PyTorch layout with split projections
+//! (`self_attn.in_projs.{set}.weight`); for the codec, Kyutai's names with packed projections
+//! (`self_attn.in_proj_weight`).
+
+use std::collections::BTreeMap;
+
+use safetensors::Dtype;
+
+use super::TensorFile;
+use super::catalog::{Entry, Piece};
+use crate::config::LmConfig;
+
+type Renamed = Vec<(String, Entry)>;
+
+pub(super) fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// Splits packed projections of a language model; everything else keeps its name.
+pub(super) fn language_model(
+    name: &str,
+    shape: &[usize],
+    config: &LmConfig,
+) -> Result<Renamed, String> {
+    let packed = [
+        (".in_proj_weight", ".in_projs."),
+        (".in_proj.weight", ".in_projs."),
+        (".out_proj.weight", ".out_projs."),
+    ];
+    for (suffix, split) in packed {
+        let Some(prefix) = name.strip_suffix(suffix) else { continue };
+        if !prefix.ends_with("self_attn") && !prefix.ends_with("cross_attention") {
+            continue;
+        }
+        let sets = match &config.depth {
+            Some(depth) if name.starts_with("depformer.") => depth.num_sets(),
+            _ => 1,
+        };
+        let rows = shape.first().copied().unwrap_or(0);
+        if !rows.is_multiple_of(sets) {
+            return Err(format!("{name}: {rows} rows do not divide by {sets} weight sets"));
+        }
+        let each = rows / sets;
+        let entries = (0..sets).map(|set| {
+            let mut shape = shape.to_vec();
+            shape[0] = each;
+            let rows = set * each..(set + 1) * each;
+            let pieces = vec![Piece::Rows { tensor: name.into(), rows }];
+            (format!("{prefix}{split}{set}.weight"), Entry { shape, pieces })
+        });
+        return Ok(entries.collect());
+    }
+    Ok(vec![(name.into(), whole(name, shape))])
+}
+
+/// Older spellings of Kyutai's own codec files.
+pub(super) fn mimi(name: &str, shape: &[usize]) -> Renamed {
+    // Weights of the teacher used in training only.
+    if name.starts_with("wavlm_") {
+        return Vec::new();
+    }
+    let mut canonical = name.to_owned();
+    for (from, to) in [
+        (".self_attn.in_proj.weight", ".self_attn.in_proj_weight"),
+        (".self_attn.in_projs.0.weight", ".self_attn.in_proj_weight"),
+        (".self_attn.out_projs.0.weight", ".self_attn.out_proj.weight"),
+        ("_codebook.inited", "_codebook._initialized"),
+        ("_codebook.cluster_size", "_codebook.cluster_usage"),
+        ("_codebook.embed_avg", "_codebook.embedding_sum"),
+        ("_codebook.embed_sum", "_codebook.embedding_sum"),
+    ] {
+        if let Some(prefix) = name.strip_suffix(from) {
+            canonical = format!("{prefix}{to}");
+        }
+    }
+    vec![(canonical, whole(name, shape))]
+}
+
+/// Joins `weight_g` and `weight_v` of convolutions that were saved without folding.
+pub(super) fn fold_weight_norms(file: &TensorFile, entries: &mut BTreeMap<String, Entry>) {
+    let gains: Vec<String> =
+        entries.keys().filter(|name| name.ends_with(".weight_g")).cloned().collect();
+    for gain in gains {
+        let base = gain.trim_end_matches("_g").to_owned();
+        let direction = format!("{base}_v");
+        let Some(info) = file.tensors().get(&direction) else { continue };
+        let shape = info.shape.clone();
+        let rows = shape.first().copied().unwrap_or(0);
+        if file.tensors()[&gain].shape.iter().product::<usize>() != rows {
+            continue;
+        }
+        entries.remove(&gain);
+        entries.remove(&direction);
+        entries.insert(base, Entry { shape, pieces: vec![Piece::WeightNorm { gain, direction }] });
+    }
+}
+
+/// Hugging Face's naming of the codec: other paths, separate projections, permuted rotary rows.
+pub(super) fn mimi_from_hugging_face(
+    file: &TensorFile,
+    num_heads: usize,
+) -> BTreeMap<String, Entry> {
+    let mut entries = BTreeMap::new();
+    let mut projections: BTreeMap<String, [Option<String>; 3]> = BTreeMap::new();
+    for (name, info) in file.tensors() {
+        let parts: Vec<&str> = name.split('.').collect();
+        let canonical = match parts.as_slice() {
+            [side @ ("encoder" | "decoder"), "layers", index, rest @ ..] => {
+                seanet_name(side, index, rest, info.shape.len())
+            }
+            [
+                side @ ("encoder_transformer" | "decoder_transformer"),
+                "layers",
+                layer,
+                rest @ ..,
+            ] => {
+                let prefix = format!("{side}.transformer.layers.{layer}");
+                let projection = match rest {
+                    ["self_attn", "q_proj", "weight"] => Some(0),
+                    ["self_attn", "k_proj", "weight"] => Some(1),
+                    ["self_attn", "v_proj", "weight"] => Some(2),
+                    _ => None,
+                };
+                if let Some(i) = projection {
+                    let packed = format!("{prefix}.self_attn.in_proj_weight");
+                    projections.entry(packed).or_default()[i] = Some(name.clone());
+                    continue;
+                }
+                transformer_name(rest).map(|rest| format!("{prefix}.{rest}"))
+            }
+            ["downsample", "conv", "weight"] => Some("downsample.conv.conv.conv.weight".into()),
+            ["upsample", "conv", "weight"] => Some("upsample.convtr.convtr.convtr.weight".into()),
+            ["quantizer", branch, rest @ ..] => quantizer_name(branch, rest),
+            _ => None,
+        };
+        let canonical = canonical.unwrap_or_else(|| name.clone());
+        entries.insert(canonical, whole(name, &info.shape));
+    }
+    for (packed, parts) in projections {
+        let [Some(q), Some(k), Some(v)] = &parts else {
+            for name in parts.into_iter().flatten() {
+                let shape = file.tensors()[&name].shape.clone();
+                entries.insert(name.clone(), whole(&name, &shape));
+            }
+            continue;
+        };
+        let shape_of = |name: &String| file.tensors()[name].shape.clone();
+        let mut shape = shape_of(q);
+        let square = shape.len() == 2 && shape_of(k) == shape && shape_of(v) == shape;
+        if !square || !shape[0].is_multiple_of(2 * num_heads) {
+            for name in [q, k, v] {
+                entries.insert(name.clone(), whole(name, &shape_of(name)));
+            }
+            continue;
+        }
+        let v_piece = Piece::whole(v, &shape);
+        shape[0] *= 3;
+        let interleave = |tensor: &String| Piece::Interleave { tensor: tensor.clone(), num_heads };
+        let pieces = vec![interleave(q), interleave(k), v_piece];
+        entries.insert(packed, Entry { shape, pieces });
+    }
+    entries
+}
+
+fn seanet_name(side: &str, index: &str, rest: &[&str], axes: usize) -> Option<String> {
+    let index: usize = index.parse().ok()?;
+    // In the decoder every third module from index 2 on is a transposed convolution.
+    let transposed = side == "decoder" && index % 3 == 2 && index > 0;
+    let kind = if transposed { "convtr" } else { "conv" };
+    match rest {
+        ["conv", leaf] => {
+            debug_assert!(axes > 0);
+            Some(format!("{side}.model.{index}.{kind}.{kind}.{leaf}"))
+        }
+        ["block", inner, "conv", leaf] => {
+            Some(format!("{side}.model.{index}.block.{inner}.conv.conv.{leaf}"))
+        }
+        _ => None,
+    }
+}
+
+fn transformer_name(rest: &[&str]) -> Option<String> {
+    Some(match rest {
+        ["input_layernorm", leaf] => format!("norm1.{leaf}"),
+        ["post_attention_layernorm", leaf] => format!("norm2.{leaf}"),
+        ["self_attn", "o_proj", "weight"] => "self_attn.out_proj.weight".into(),
+        ["mlp", "fc1", "weight"] => "linear1.weight".into(),
+        ["mlp", "fc2", "weight"] => "linear2.weight".into(),
+        ["self_attn_layer_scale", "scale"] => "layer_scale_1.scale".into(),
+        ["mlp_layer_scale", "scale"] => "layer_scale_2.scale".into(),
+        _ => return None,
+    })
+}
+
+fn quantizer_name(branch: &str, rest: &[&str]) -> Option<String> {
+    let branch = match branch {
+        "semantic_residual_vector_quantizer" => "rvq_first",
+        "acoustic_residual_vector_quantizer" => "rvq_rest",
+        _ => return None,
+    };
+    match rest {
+        ["layers", level, "codebook", leaf] => {
+            let leaf = match *leaf {
+                "embed_sum" => "embedding_sum",
+                "initialized" => "_initialized",
+                other => other,
+            };
+            Some(format!("quantizer.{branch}.vq.layers.{level}._codebook.{leaf}"))
+        }
+        [projection, "weight"] => Some(format!("quantizer.{branch}.{projection}.weight")),
+        _ => None,
+    }
+}
+
+/// Layouts that exist in public but are none of ours, with what to do.
+pub(super) fn foreign_layout(file: &TensorFile) -> Option<&'static str> {
+    let tensors = file.tensors();
+    let has = |name: &str| tensors.contains_key(name);
+    let any = |suffix: &str| tensors.keys().any(|name| name.ends_with(suffix));
+    if any(".lora_A.weight") && !has("text_linear.weight") {
+        return Some("is a LoRA adapter, not a model; name it as `lora_name` in config.json");
+    }
+    if tensors.keys().any(|name| name.starts_with("llm.")) {
+        return Some("is a MoshiVis checkpoint, which this version does not run");
+    }
+    if has("audio_embs.0.weight") || has("depformer.slices.0.linear_in.weight") {
+        return Some("is in the MLX layout; use the -pytorch- repository of the same model");
+    }
+    if has("depformer.0.linear_in.weight") {
+        return Some("is in the Candle layout; use the -pytorch- repository of the same model");
+    }
+    if any("_scb") {
+        return Some("is in the int8 layout; use the bf16 checkpoint of the same model");
+    }
+    if has("encoder.init_conv1d.conv.conv.weight") {
+        return Some("is a codec saved by MLX; use the original safetensors file");
+    }
+    if tensors.keys().any(|name| name.starts_with("model.layers.")) {
+        return Some(
+            "is in the Hugging Face transformers layout, which this version does not read",
+        );
+    }
+    None
+}
+
+fn whole(name: &str, shape: &[usize]) -> Entry {
+    Entry { shape: shape.to_vec(), pieces: vec![Piece::whole(name, shape)] }
+}

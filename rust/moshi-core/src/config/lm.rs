@@ -1,0 +1,577 @@
+//! Config of the language model: `config.json` of the public PyTorch repositories, and the
+//! built-in values of Moshi 7B for repositories that carry none.
+
+use serde_json::Value;
+
+use super::{Fields, parse_json};
+use crate::error::{Error, Result};
+use crate::exec::{Heads, RotaryStyle};
+
+/// Which program a checkpoint belongs to; decides how its streams are wired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelType {
+    /// Full-duplex dialogue.
+    Moshi,
+    /// Simultaneous speech translation.
+    Hibiki,
+    /// Speech to text.
+    Stt,
+    /// Text to speech.
+    Tts,
+}
+
+impl ModelType {
+    /// The name in config files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Moshi => "moshi",
+            Self::Hibiki => "hibiki",
+            Self::Stt => "stt",
+            Self::Tts => "tts",
+        }
+    }
+}
+
+/// Names of the files of a repository.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelFiles {
+    /// Language-model weights.
+    pub moshi_name: String,
+    /// Codec weights.
+    pub mimi_name: String,
+    /// Codec config, when the codec is not the standard one.
+    pub mimi_config_name: Option<String>,
+    /// SentencePiece model.
+    pub tokenizer_name: String,
+    /// Adapter weights.
+    pub lora_name: Option<String>,
+}
+
+/// Shape of one transformer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TransformerShape {
+    /// Width of the residual stream.
+    pub dim: usize,
+    /// Attention heads.
+    pub heads: Heads,
+    /// Layers.
+    pub num_layers: usize,
+    /// Nominal feed-forward width, from which the gated width follows.
+    pub dim_feedforward: usize,
+}
+
+impl TransformerShape {
+    /// Widths that the gated feed-forward of this shape may have in files: implementations
+    /// differ in one special case.
+    pub fn gated_widths(&self) -> Vec<usize> {
+        if self.dim_feedforward == 4 * self.dim {
+            vec![21 * self.dim / 8, 11 * self.dim / 4, 2 * self.dim_feedforward / 3]
+        } else {
+            vec![2 * self.dim_feedforward / 3]
+        }
+    }
+}
+
+/// The temporal transformer: one step per frame.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TemporalConfig {
+    /// Shape.
+    pub shape: TransformerShape,
+    /// Attention window in steps.
+    pub context: usize,
+    /// Base of the rotary frequencies.
+    pub max_period: f64,
+    /// Layout of rotated pairs.
+    pub rotary: RotaryStyle,
+    /// True when every layer attends to a conditioning sequence.
+    pub cross_attention: bool,
+}
+
+/// The depth transformer: one step per generated codebook of a frame.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DepthConfig {
+    /// Shape.
+    pub shape: TransformerShape,
+    /// Weight set of every codebook (`depformer_weights_per_step_schedule`).
+    pub schedule: Vec<usize>,
+    /// Rank of the embeddings, when they are factored.
+    pub low_rank: Option<usize>,
+    /// Norm before every output head.
+    pub output_norm: Option<OutputNorm>,
+}
+
+impl DepthConfig {
+    /// Distinct weight sets.
+    pub fn num_sets(&self) -> usize {
+        self.schedule.iter().max().map_or(0, |max| max + 1)
+    }
+}
+
+/// Norm before the depth transformer's heads (`depformer_norm`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputNorm {
+    /// `layer_norm`, epsilon 1e-5.
+    Layer,
+    /// `rms_norm_f32`, epsilon 1e-8.
+    Rms,
+}
+
+/// One named condition.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConditionerConfig {
+    /// Name by which callers give its value.
+    pub name: String,
+    /// What kind of value it takes.
+    pub kind: ConditionerKind,
+}
+
+/// Kinds of conditions.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ConditionerKind {
+    /// A text looked up in a table.
+    Lut {
+        /// Entries of the table.
+        num_bins: usize,
+        /// Width of an entry.
+        dim: usize,
+        /// Texts in order of their entries; `None` hashes any text to an entry.
+        possible_values: Option<Vec<String>>,
+    },
+    /// A sequence of vectors with a mask.
+    Tensor {
+        /// Width of a vector.
+        dim: usize,
+    },
+}
+
+/// How conditions enter the temporal transformer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FuserConfig {
+    /// Conditions added to every input.
+    pub sum: Vec<String>,
+    /// Conditions concatenated in time into the sequence of the cross-attention.
+    pub cross: Vec<String>,
+    /// Scale of the sinusoids added to that sequence; `None` adds none.
+    pub cross_position_scale: Option<f64>,
+}
+
+/// Sampling defaults of a checkpoint (`lm_gen_config`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GenerationConfig {
+    /// False means greedy.
+    pub use_sampling: bool,
+    /// Temperature of audio tokens.
+    pub temperature: f64,
+    /// Temperature of text tokens.
+    pub text_temperature: f64,
+    /// Audio tokens are drawn from this many most probable ones; 0 is all.
+    pub top_k: usize,
+    /// As `top_k`, for text.
+    pub top_k_text: usize,
+    /// Coefficient of classifier-free guidance.
+    pub guidance: f64,
+}
+
+impl Default for GenerationConfig {
+    fn default() -> Self {
+        Self {
+            use_sampling: true,
+            temperature: 0.8,
+            text_temperature: 0.7,
+            top_k: 250,
+            top_k_text: 25,
+            guidance: 1.0,
+        }
+    }
+}
+
+/// Everything about a language model that its weights do not say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LmConfig {
+    /// Program.
+    pub model_type: ModelType,
+    /// Files of the repository.
+    pub files: ModelFiles,
+    /// Temporal transformer.
+    pub temporal: TemporalConfig,
+    /// Depth transformer; `None` when no audio is generated.
+    pub depth: Option<DepthConfig>,
+    /// Audio codebook size, which is also the id of the initial token.
+    pub card: usize,
+    /// Text vocabulary size, which is also the id of the initial token.
+    pub text_card: usize,
+    /// Rows of the text head.
+    pub text_card_out: usize,
+    /// Text ids carry two tokens (`demux_second_stream`).
+    pub demux_second_stream: bool,
+    /// Text id that means "nothing to say".
+    pub text_padding_id: usize,
+    /// Text id that ends a run of padding.
+    pub text_end_padding_id: usize,
+    /// Delay in frames of every stream: text, then audio.
+    pub delays: Vec<usize>,
+    /// Audio streams.
+    pub num_codebooks: usize,
+    /// Audio streams that are generated: the first ones.
+    pub num_generated: usize,
+    /// Extra heads on the temporal output.
+    pub num_extra_heads: usize,
+    /// Classes of an extra head.
+    pub extra_head_dim: usize,
+    /// Named conditions, sorted by name.
+    pub conditioners: Vec<ConditionerConfig>,
+    /// How they enter.
+    pub fuser: FuserConfig,
+    /// Sampling defaults.
+    pub generation: GenerationConfig,
+    /// Scale of the adapter named in `files.lora_name`, when there is one.
+    pub lora_scaling: f64,
+    /// True when the codec's codebooks are shared by two speakers (`tts_config.multistream`).
+    pub multistream: bool,
+}
+
+impl LmConfig {
+    /// Parses a `config.json`; `file` is its name for errors.
+    ///
+    /// # Errors
+    /// [`Error::ConfigFile`] for broken JSON, [`Error::Config`] naming the field otherwise.
+    pub fn from_json(file: &str, text: &str) -> Result<Self> {
+        let fields = parse_json(file, text)?;
+        let config = Self::from_fields(&fields)?;
+        fields.warn_about_unknown();
+        Ok(config)
+    }
+
+    /// The values of Moshi 7B, for the first public repositories, which carry no config.
+    pub fn moshi_7b() -> Self {
+        let text = include_str!("presets/moshi_7b.json");
+        Self::from_json("built-in moshi_7b", text).expect("the built-in config is valid")
+    }
+
+    /// Streams in all: text and audio.
+    pub fn num_streams(&self) -> usize {
+        1 + self.num_codebooks
+    }
+
+    /// Audio streams given by the caller at every step.
+    pub fn num_user_codebooks(&self) -> usize {
+        self.num_codebooks - self.num_generated
+    }
+
+    /// Largest delay in frames.
+    pub fn max_delay(&self) -> usize {
+        self.delays.iter().copied().max().unwrap_or(0)
+    }
+
+    /// Codebooks that the codec is run with for this model.
+    pub fn codec_codebooks(&self) -> usize {
+        let codebooks = self.num_generated.max(self.num_user_codebooks());
+        if self.multistream { codebooks / 2 } else { codebooks }
+    }
+
+    fn from_fields(f: &Fields<'_>) -> Result<Self> {
+        let model_type = match f.only("model_type", &MODEL_TYPES, "moshi")?.as_str() {
+            "hibiki" => ModelType::Hibiki,
+            "stt" => ModelType::Stt,
+            "tts" => ModelType::Tts,
+            _ => ModelType::Moshi,
+        };
+        let card = f.positive_or("card", 1024)?;
+        let num_codebooks = f.positive_or("n_q", 8)?;
+        let num_generated = f.size_or("dep_q", 8)?;
+        if num_generated > num_codebooks {
+            return Err(f.error("dep_q", num_generated, format!("exceeds n_q = {num_codebooks}")));
+        }
+        let delays = f.sizes("delays")?.unwrap_or_else(|| vec![0]);
+        if delays.len() != num_codebooks + 1 {
+            let reason = format!("needs n_q + 1 = {} entries", num_codebooks + 1);
+            return Err(f.error("delays", format!("{delays:?}"), reason));
+        }
+        if let Some(delay) = delays.iter().find(|&&delay| delay > MAX_DELAY) {
+            return Err(f.error("delays", delay, format!("must be at most {MAX_DELAY} frames")));
+        }
+        let text_card = f.positive_or("text_card", 32_000)?;
+        let temporal = temporal(f)?;
+        let depth = depth(f, num_generated, &temporal.shape)?;
+        ignored_and_fixed(f)?;
+        let conditioners = conditioners(f)?;
+        let fuser = fuser(f, &conditioners)?;
+        if !fuser.cross.is_empty() && !temporal.cross_attention {
+            return Err(f.error("cross_attention", false, "the fuser lists cross conditions"));
+        }
+        let demux = f.flag_or("demux_second_stream", false)?
+            || f.flag_or("demux_second_text_stream", false)?;
+        let multistream = match f.object("tts_config")? {
+            Some(tts) => tts.flag_or("multistream", false)?,
+            None => false,
+        };
+        Ok(Self {
+            model_type,
+            files: files(f)?,
+            temporal,
+            depth,
+            card,
+            text_card,
+            text_card_out: f.positive_or("text_card_out", text_card)?,
+            demux_second_stream: demux,
+            text_padding_id: f.size_or("existing_text_padding_id", 3)?,
+            text_end_padding_id: f.size_or("existing_text_end_padding_id", 0)?,
+            delays,
+            num_codebooks,
+            num_generated,
+            num_extra_heads: f.size_or("extra_heads_num_heads", 0)?,
+            extra_head_dim: f.positive_or("extra_heads_dim", 6)?,
+            conditioners,
+            fuser,
+            generation: generation(f)?,
+            lora_scaling: f.number_or("lora_scaling", 2.0)?,
+            multistream,
+        })
+    }
+}
+
+const MODEL_TYPES: [&str; 4] = ["moshi", "hibiki", "stt", "tts"];
+/// Ten seconds: far above the two frames of released models, low enough to bound the delay cache.
+const MAX_DELAY: usize = 125;
+
+fn files(f: &Fields<'_>) -> Result<ModelFiles> {
+    let optional = |name: &str| -> Result<Option<String>> {
+        Ok(if f.has(name) { Some(f.text_or(name, "")?) } else { None })
+    };
+    Ok(ModelFiles {
+        moshi_name: f.text_or("moshi_name", "model.safetensors")?,
+        mimi_name: f.text_or("mimi_name", "tokenizer-e351c8d8-checkpoint125.safetensors")?,
+        mimi_config_name: optional("mimi_config_name")?,
+        tokenizer_name: f.text_or("tokenizer_name", "tokenizer_spm_32k_3.model")?,
+        lora_name: optional("lora_name")?,
+    })
+}
+
+fn shape(
+    f: &Fields<'_>,
+    prefix: &str,
+    ff: impl Fn(usize) -> Result<usize>,
+) -> Result<TransformerShape> {
+    let name = |field: &str| format!("{prefix}{field}");
+    let (dim_name, heads_name, layers_name) = (name("dim"), name("num_heads"), name("num_layers"));
+    let dim = f.positive_or(&dim_name, if prefix.is_empty() { 128 } else { 256 })?;
+    let query = f.positive_or(&heads_name, 8)?;
+    let repeat = match prefix {
+        "" => f.positive_or("kv_repeat", 1)?,
+        _ => f.positive_or(&name("kv_repeat"), f.positive_or("kv_repeat", 1)?)?,
+    };
+    if !dim.is_multiple_of(query) || !(dim / query).is_multiple_of(2) {
+        let reason = format!("{dim_name} = {dim} must be an even multiple of it");
+        return Err(f.error(&heads_name, query, reason));
+    }
+    if !query.is_multiple_of(repeat) {
+        let reason = format!("must divide {heads_name} = {query}");
+        return Err(f.error(&name("kv_repeat"), repeat, reason));
+    }
+    Ok(TransformerShape {
+        dim,
+        heads: Heads { query, key: query / repeat, width: dim / query },
+        num_layers: f.required(&layers_name)?,
+        dim_feedforward: ff(dim)?,
+    })
+}
+
+fn temporal(f: &Fields<'_>) -> Result<TemporalConfig> {
+    let scale = hidden_scale(f)?;
+    let shape = shape(f, "", |dim| Ok((scale * dim as f64) as usize))?;
+    let rotary = match f.only("positional_embedding", &["rope", "rope_concat"], "sin")?.as_str() {
+        "rope" => RotaryStyle::Interleaved,
+        _ => RotaryStyle::SplitHalves,
+    };
+    let max_period = f.number_or("max_period", 10_000.0)?;
+    if max_period <= 1.0 {
+        return Err(f.error("max_period", max_period, "must be above 1"));
+    }
+    Ok(TemporalConfig {
+        shape,
+        context: f.required("context")?,
+        max_period,
+        rotary,
+        cross_attention: f.flag_or("cross_attention", false)?,
+    })
+}
+
+fn hidden_scale(f: &Fields<'_>) -> Result<f64> {
+    let scale = f.number_or("hidden_scale", 4.0)?;
+    if !(scale > 0.0 && scale <= 64.0) {
+        return Err(f.error("hidden_scale", scale, "must be between 0 and 64"));
+    }
+    Ok(scale)
+}
+
+fn depth(
+    f: &Fields<'_>,
+    num_generated: usize,
+    temporal: &TransformerShape,
+) -> Result<Option<DepthConfig>> {
+    let depth_fields: Vec<&str> = f.names().filter(|name| name.starts_with("depformer_")).collect();
+    for name in depth_fields {
+        f.get(name);
+    }
+    if num_generated == 0 {
+        return Ok(None);
+    }
+    f.only_flag("depformer_multi_linear", true, false)?;
+    f.only_flag("depformer_weights_per_step", true, false)?;
+    f.only("depformer_pos_emb", &["none"], "sin")?;
+    if f.has("depformer_gating") {
+        f.only("depformer_gating", &["silu"], "silu")?;
+    }
+    f.only_null("depformer_layer_scale")?;
+    let scale = hidden_scale(f)?;
+    let shape = shape(f, "depformer_", |dim| {
+        let name = "depformer_dim_feedforward";
+        match f.get(name) {
+            Some(Value::Array(items)) if items.windows(2).any(|pair| pair[0] != pair[1]) => {
+                Err(f.error(name, Value::Array(items.clone()), "only equal widths are supported"))
+            }
+            Some(Value::Array(_)) => match f.sizes(name)?.as_deref() {
+                Some([first, ..]) => Ok(*first),
+                _ => Err(f.error(name, "[]", "is empty")),
+            },
+            _ => f.positive_or(name, (scale * dim as f64) as usize),
+        }
+    })?;
+    let schedule = match f.sizes("depformer_weights_per_step_schedule")? {
+        None => (0..num_generated).collect(),
+        Some(schedule) => check_schedule(f, schedule, num_generated)?,
+    };
+    let output_norm = match f.get("depformer_norm") {
+        None => None,
+        Some(_) => match f.only("depformer_norm", &["layer_norm", "rms_norm_f32"], "")?.as_str() {
+            "layer_norm" => Some(OutputNorm::Layer),
+            _ => Some(OutputNorm::Rms),
+        },
+    };
+    let low_rank = f.size("depformer_low_rank_embeddings")?.filter(|&rank| rank > 0);
+    debug_assert!(temporal.dim > 0);
+    Ok(Some(DepthConfig { shape, schedule, low_rank, output_norm }))
+}
+
+fn check_schedule(
+    f: &Fields<'_>,
+    schedule: Vec<usize>,
+    num_generated: usize,
+) -> Result<Vec<usize>> {
+    let name = "depformer_weights_per_step_schedule";
+    let shown = format!("{schedule:?}");
+    if schedule.len() != num_generated {
+        return Err(f.error(name, shown, format!("needs dep_q = {num_generated} entries")));
+    }
+    let sets = schedule.iter().max().map_or(0, |max| max + 1);
+    if (0..sets.min(num_generated + 1)).any(|set| !schedule.contains(&set)) {
+        return Err(f.error(name, shown, "skips a weight set"));
+    }
+    Ok(schedule)
+}
+
+/// Fields with one value in all released models, and fields that inference does not need.
+fn ignored_and_fixed(f: &Fields<'_>) -> Result<()> {
+    f.only_flag("causal", true, true)?;
+    f.only_null("layer_scale")?;
+    f.only("gating", &["silu"], "none")?;
+    f.only("norm", &["rms_norm_f32"], "layer_norm")?;
+    f.only_flag("norm_emb", false, false)?;
+    f.only_flag("bias_proj", false, false)?;
+    f.only_number("positional_scale", 1.0)?;
+    if f.flag_or("quantize", false)? {
+        let reason = "the int8 layout is not supported; use the bf16 checkpoint";
+        return Err(f.error("quantize", true, reason));
+    }
+    for name in ["lora", "lora_rank", "gradient_checkpointing", "betas", "model_id", "stt_config"] {
+        f.get(name);
+    }
+    Ok(())
+}
+
+fn conditioners(f: &Fields<'_>) -> Result<Vec<ConditionerConfig>> {
+    let Some(all) = f.object("conditioners")? else { return Ok(Vec::new()) };
+    let mut names: Vec<String> = all.names().map(String::from).collect();
+    names.sort();
+    let mut conditioners = Vec::with_capacity(names.len());
+    for name in names {
+        let wrong = || all.error(&name, "not an object", "expected an object with a `type`");
+        let fields = all.object(&name)?.ok_or_else(wrong)?;
+        let kind = match fields.only("type", &["lut", "tensor"], "")?.as_str() {
+            "lut" => {
+                let lut = fields.object("lut")?.ok_or_else(wrong)?;
+                lut.only("tokenizer", &["noop"], "noop")?;
+                let values = lut.texts("possible_values")?;
+                let num_bins = lut.required("n_bins")?;
+                if values.len() > num_bins {
+                    let reason = format!("{} possible_values need as many bins", values.len());
+                    return Err(lut.error("n_bins", num_bins, reason));
+                }
+                ConditionerKind::Lut {
+                    num_bins,
+                    dim: lut.required("dim")?,
+                    possible_values: if values.is_empty() { None } else { Some(values) },
+                }
+            }
+            _ => {
+                let tensor = fields.object("tensor")?.ok_or_else(wrong)?;
+                ConditionerKind::Tensor { dim: tensor.required("dim")? }
+            }
+        };
+        conditioners.push(ConditionerConfig { name, kind });
+    }
+    Ok(conditioners)
+}
+
+fn fuser(f: &Fields<'_>, conditioners: &[ConditionerConfig]) -> Result<FuserConfig> {
+    let Some(fuser) = f.object("fuser")? else { return Ok(FuserConfig::default()) };
+    let prepend = fuser.texts("prepend")?;
+    if !prepend.is_empty() {
+        let reason = "prepended conditions are used by no released model";
+        return Err(fuser.error("prepend", format!("{prepend:?}"), reason));
+    }
+    let (sum, cross) = (fuser.texts("sum")?, fuser.texts("cross")?);
+    for name in sum.iter().chain(&cross) {
+        if !conditioners.iter().any(|c| c.name == *name) {
+            return Err(f.error("fuser", format!("\"{name}\""), "names no conditioner"));
+        }
+    }
+    for name in &sum {
+        let by_name = |c: &&ConditionerConfig| c.name == *name;
+        let tensor = |c: &ConditionerConfig| matches!(c.kind, ConditionerKind::Tensor { .. });
+        if conditioners.iter().find(by_name).is_some_and(tensor) {
+            return Err(fuser.error("sum", format!("\"{name}\""), "a sequence cannot be summed"));
+        }
+    }
+    let positions = fuser.flag_or("cross_attention_pos_emb", false)?;
+    let scale = fuser.number_or("cross_attention_pos_emb_scale", 1.0)?;
+    fuser.warn_about_unknown();
+    Ok(FuserConfig { sum, cross, cross_position_scale: positions.then_some(scale) })
+}
+
+fn generation(f: &Fields<'_>) -> Result<GenerationConfig> {
+    let Some(g) = f.object("lm_gen_config")? else { return Ok(GenerationConfig::default()) };
+    let d = GenerationConfig::default();
+    let text_alias = g.number_or("text_temp", d.text_temperature)?;
+    Ok(GenerationConfig {
+        use_sampling: g.flag_or("use_sampling", d.use_sampling)?,
+        temperature: g.number_or("temp", d.temperature)?,
+        text_temperature: g.number_or("temp_text", text_alias)?,
+        top_k: g.size_or("top_k", d.top_k)?,
+        top_k_text: g.size_or("top_k_text", d.top_k_text)?,
+        guidance: g.number_or("cfg_coef", d.guidance)?,
+    })
+}
+
+impl LmConfig {
+    /// The conditioner of a name.
+    ///
+    /// # Errors
+    /// [`Error::Input`] listing the names that exist.
+    pub fn conditioner(&self, name: &str) -> Result<&ConditionerConfig> {
+        self.conditioners.iter().find(|c| c.name == name).ok_or_else(|| {
+            let known: Vec<&str> = self.conditioners.iter().map(|c| c.name.as_str()).collect();
+            Error::input("conditions", format!("no condition `{name}`; the model has {known:?}"))
+        })
+    }
+}

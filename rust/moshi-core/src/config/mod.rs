@@ -1,0 +1,27 @@
+//! Config files of the family, accepted as the public repositories carry them.
+//!
+//! Parsing gives typed structs in which only values that a released model uses can exist; any
+//! other value is an [`Error::Config`] that names field and value. Files are read by
+//! [`crate::checkpoint`], not here.
+
+mod fields;
+mod lm;
+mod mimi;
+
+pub use fields::Fields;
+pub use lm::{
+    ConditionerConfig, ConditionerKind, DepthConfig, FuserConfig, GenerationConfig, LmConfig,
+    ModelFiles, ModelType, OutputNorm, TemporalConfig, TransformerShape,
+};
+pub use mimi::{MimiConfig, SeanetConfig};
+
+use crate::error::{Error, Result};
+
+/// Parses JSON text into fields of the file `file`.
+pub(crate) fn parse_json<'a>(file: &'a str, text: &str) -> Result<Fields<'a>> {
+    let value: serde_json::Value = serde_json::from_str(text).map_err(|e| Error::ConfigFile {
+        file: file.into(),
+        reason: format!("not valid JSON: {e}"),
+    })?;
+    Fields::new(file, "", value)
+}

@@ -1,0 +1,486 @@
+//! The Candle executor: every operation in Candle tensors, on any Candle device.
+//!
+//! It serves CUDA and Metal; on the CPU it is a second opinion on the scalar executor. Weights of
+//! type bf16 are rounded to bf16; on the CPU, where Candle has no bf16 product, they are then
+//! kept and multiplied in f32, elsewhere the product itself is in bf16.
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{ops, rotary_emb};
+use moshi_kernels::scalar::Heads;
+
+use super::{
+    Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, Norm, RotaryStyle,
+    WeightType,
+};
+use crate::error::{Error, Result};
+
+/// Executor on a Candle device.
+#[derive(Clone, Debug)]
+pub struct Candle {
+    device: Device,
+}
+
+/// Keys and values, `[key head, slot, width]` each, written in place.
+pub struct Ring {
+    heads: Heads,
+    capacity: usize,
+    keys: Tensor,
+    values: Tensor,
+}
+
+/// A convolution with weight `[output, input, tap]`.
+pub struct Conv {
+    inputs: usize,
+    outputs: usize,
+    stride: usize,
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+/// The plan with its angles on the device.
+pub struct Plan {
+    host: AttentionPlan,
+    /// Cosines and sines, `[row, half width]`.
+    angles: Option<(Tensor, Tensor)>,
+}
+
+/// Rows to look up and half their squared norms, `[1, entry]`.
+pub struct Table {
+    rows: Tensor,
+    half_squared_norms: Tensor,
+}
+
+impl Candle {
+    /// On the CPU.
+    pub fn cpu() -> Self {
+        Self { device: Device::Cpu }
+    }
+
+    /// On the first CUDA device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when this build has no CUDA support or no driver or device is found.
+    pub fn cuda() -> Result<Self> {
+        if !candle_core::utils::cuda_is_available() {
+            return Err(missing_feature("cuda"));
+        }
+        let device = Device::new_cuda(0)
+            .map_err(|e| Error::Device { device: "cuda".into(), reason: e.to_string() })?;
+        Ok(Self { device })
+    }
+
+    /// On the default Metal device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when this build has no Metal support or no device is found.
+    pub fn metal() -> Result<Self> {
+        if !candle_core::utils::metal_is_available() {
+            return Err(missing_feature("metal"));
+        }
+        let device = Device::new_metal(0)
+            .map_err(|e| Error::Device { device: "metal".into(), reason: e.to_string() })?;
+        Ok(Self { device })
+    }
+
+    fn tensor(&self, data: Vec<f32>, rows: usize, cols: usize) -> Result<Tensor> {
+        Ok(Tensor::from_vec(data, (rows, cols), &self.device)?)
+    }
+
+    fn stored(&self, tensor: Tensor, dtype: WeightType) -> Result<Tensor> {
+        Ok(match dtype {
+            WeightType::F32 => tensor,
+            WeightType::Bf16 if self.device.is_cpu() => {
+                tensor.to_dtype(DType::BF16)?.to_dtype(DType::F32)?
+            }
+            WeightType::Bf16 => tensor.to_dtype(DType::BF16)?,
+        })
+    }
+
+    fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let transposed = weight.t()?;
+        if weight.dtype() == DType::F32 {
+            return Ok(x.matmul(&transposed)?);
+        }
+        Ok(x.to_dtype(weight.dtype())?.matmul(&transposed)?.to_dtype(DType::F32)?)
+    }
+}
+
+fn missing_feature(feature: &str) -> Error {
+    Error::Device {
+        device: feature.into(),
+        reason: format!(
+            "this build has no {feature} support; build it from source with \
+             `pip install . --config-settings=build-args=\"--features {feature}\"` or use \
+             device=\"cpu\""
+        ),
+    }
+}
+
+/// `[rows, heads * width]` to `[heads, rows, width]`.
+fn split_heads(x: &Tensor, heads: usize, width: usize) -> Result<Tensor> {
+    let rows = x.dim(0)?;
+    Ok(x.reshape((rows, heads, width))?.transpose(0, 1)?.contiguous()?)
+}
+
+/// Rotates `[heads, rows, width]` by angles `[rows, half width]`.
+fn rotate(x: &Tensor, (cos, sin): &(Tensor, Tensor), style: RotaryStyle) -> Result<Tensor> {
+    let x = x.unsqueeze(0)?;
+    let rotated = match style {
+        RotaryStyle::Interleaved => rotary_emb::rope_i(&x, cos, sin)?,
+        RotaryStyle::SplitHalves => rotary_emb::rope(&x, cos, sin)?,
+    };
+    Ok(rotated.squeeze(0)?)
+}
+
+/// Attention of `q` (`[query heads, rows, width]`) over `keys` and `values`
+/// (`[key heads, slots, width]`) with an additive mask `[rows, slots]`; gives
+/// `[rows, query width]`.
+fn attend(
+    q: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    mask: Option<&Tensor>,
+    heads: Heads,
+) -> Result<Tensor> {
+    let (_, rows, width) = q.dims3()?;
+    let slots = keys.dim(1)?;
+    let repeat = heads.query / heads.key;
+    let q = (q * (1.0 / (width as f64).sqrt()))?.reshape((heads.key, repeat * rows, width))?;
+    let mut scores = q.matmul(&keys.t()?.contiguous()?)?;
+    if let Some(mask) = mask {
+        scores = scores
+            .reshape((heads.key, repeat, rows, slots))?
+            .broadcast_add(mask)?
+            .reshape((heads.key, repeat * rows, slots))?;
+    }
+    let out = ops::softmax_last_dim(&scores)?.matmul(values)?;
+    let out = out.reshape((heads.query, rows, width))?.transpose(0, 1)?.contiguous()?;
+    Ok(out.reshape((rows, heads.query_width()))?)
+}
+
+impl Executor for Candle {
+    type Buffer = Tensor;
+    type Weight = Tensor;
+    type Vector = Tensor;
+    type Table = Table;
+    type Conv = Conv;
+    type Ring = Ring;
+    type Tail = Tensor;
+    type Plan = Plan;
+
+    fn name(&self) -> String {
+        format!("candle on {}", self.device())
+    }
+
+    fn device(&self) -> &'static str {
+        match self.device {
+            Device::Cpu => "cpu",
+            Device::Cuda(_) => "cuda",
+            Device::Metal(_) => "metal",
+        }
+    }
+
+    fn weight(&self, matrix: HostMatrix, dtype: WeightType) -> Result<Tensor> {
+        self.stored(self.tensor(matrix.data, matrix.rows, matrix.cols)?, dtype)
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<Tensor> {
+        let len = values.len();
+        Ok(Tensor::from_vec(values, len, &self.device)?)
+    }
+
+    fn table(&self, matrix: HostMatrix, dtype: WeightType) -> Result<Table> {
+        let rows = self.tensor(matrix.data, matrix.rows, matrix.cols)?;
+        let half_squared_norms = (rows.sqr()?.sum(1)? * 0.5)?.unsqueeze(0)?;
+        Ok(Table { rows: self.stored(rows, dtype)?, half_squared_norms })
+    }
+
+    fn conv(&self, conv: HostConv) -> Result<Conv> {
+        let HostConv { outputs, inputs, kernel, stride, weight, bias } = conv;
+        let weight = Tensor::from_vec(weight, (outputs, inputs, kernel), &self.device)?;
+        let bias = bias.map(|bias| self.vector(bias)).transpose()?;
+        Ok(Conv { inputs, outputs, stride, weight, bias })
+    }
+
+    fn ring(&self, heads: Heads, capacity: usize) -> Result<Ring> {
+        let zeros = || Tensor::zeros((heads.key, capacity, heads.width), DType::F32, &self.device);
+        Ok(Ring { heads, capacity, keys: zeros()?, values: zeros()? })
+    }
+
+    fn export_ring(&self, ring: &Ring, span: Range<u64>) -> Result<Vec<f32>> {
+        if span.is_empty() {
+            return Ok(Vec::new());
+        }
+        let slots: Vec<u32> = span.map(|p| (p % ring.capacity as u64) as u32).collect();
+        let count = slots.len();
+        let slots = Tensor::from_vec(slots, count, &self.device)?;
+        let pick = |data: &Tensor| -> Result<Tensor> {
+            let picked = data.index_select(&slots, 1)?.transpose(0, 1)?.contiguous()?;
+            Ok(picked.reshape((count, ring.heads.key_width()))?)
+        };
+        let both = Tensor::cat(&[pick(&ring.keys)?, pick(&ring.values)?], 1)?;
+        Ok(both.flatten_all()?.to_vec1()?)
+    }
+
+    fn import_ring(&self, ring: &mut Ring, start: u64, data: &[f32]) -> Result<()> {
+        let key_width = ring.heads.key_width();
+        let both = self.upload(data.to_vec(), 2 * key_width)?;
+        let keys = split_heads(&both.narrow(1, 0, key_width)?, ring.heads.key, ring.heads.width)?;
+        let values =
+            split_heads(&both.narrow(1, key_width, key_width)?, ring.heads.key, ring.heads.width)?;
+        write(ring, start, &keys, &values)
+    }
+
+    fn tail(&self, rows: usize, width: usize) -> Result<Tensor> {
+        Ok(Tensor::zeros((rows, width), DType::F32, &self.device)?)
+    }
+
+    fn export_tail(&self, tail: &Tensor) -> Result<Vec<f32>> {
+        self.download(tail)
+    }
+
+    fn import_tail(&self, tail: &mut Tensor, data: &[f32]) -> Result<()> {
+        *tail = self.tensor(data.to_vec(), tail.dim(0)?, tail.dim(1)?)?;
+        Ok(())
+    }
+
+    fn fill_tail(&self, tail: &mut Tensor, x: &Tensor, row: usize) -> Result<()> {
+        *tail = x.narrow(0, row, 1)?.broadcast_as(tail.shape())?.contiguous()?;
+        Ok(())
+    }
+
+    fn upload(&self, data: Vec<f32>, width: usize) -> Result<Tensor> {
+        let rows = data.len() / width;
+        self.tensor(data, rows, width)
+    }
+
+    fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
+        Ok(x.flatten_all()?.to_vec1()?)
+    }
+
+    fn reshape(&self, x: Tensor, width: usize) -> Result<Tensor> {
+        let rows = x.elem_count() / width;
+        Ok(x.reshape((rows, width))?)
+    }
+
+    fn plan(&self, plan: AttentionPlan) -> Result<Plan> {
+        let angles = match plan.rotary {
+            None => None,
+            Some(_) => {
+                let half = plan.cos.len() / plan.visible.len();
+                Some((self.upload(plan.cos.clone(), half)?, self.upload(plan.sin.clone(), half)?))
+            }
+        };
+        Ok(Plan { host: plan, angles })
+    }
+
+    fn embed(&self, tables: &[&Table], ids: &[Option<u32>]) -> Result<Tensor> {
+        let rows = ids.len() / tables.len();
+        let mut sum: Option<Tensor> = None;
+        for (k, table) in tables.iter().enumerate() {
+            let column = || ids.iter().skip(k).step_by(tables.len());
+            let indices: Vec<u32> = column().map(|id| id.unwrap_or(0)).collect();
+            let indices = Tensor::from_vec(indices, rows, &self.device)?;
+            let mut picked = table.rows.index_select(&indices, 0)?.to_dtype(DType::F32)?;
+            if column().any(Option::is_none) {
+                let present = column().map(|id| f32::from(u8::from(id.is_some()))).collect();
+                picked = picked.broadcast_mul(&self.tensor(present, rows, 1)?)?;
+            }
+            sum = Some(match sum {
+                None => picked,
+                Some(sum) => (sum + picked)?,
+            });
+        }
+        Ok(sum.expect("at least one table"))
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
+        *x = (&*x + y)?;
+        Ok(())
+    }
+
+    fn norm(&self, x: &Tensor, norm: &Norm<Self>) -> Result<Tensor> {
+        match norm {
+            Norm::Rms { alpha, eps } => {
+                let mean_square = x.sqr()?.mean_keepdim(1)?;
+                let scale = (mean_square + f64::from(*eps))?.sqrt()?.recip()?;
+                Ok((x * alpha.broadcast_mul(&scale)?)?)
+            }
+            Norm::Layer { weight, bias, eps } => {
+                let centred = x.broadcast_sub(&x.mean_keepdim(1)?)?;
+                let variance = centred.sqr()?.mean_keepdim(1)?;
+                let scale = (variance + f64::from(*eps))?.sqrt()?.recip()?;
+                Ok(centred.broadcast_mul(&scale)?.broadcast_mul(weight)?.broadcast_add(bias)?)
+            }
+        }
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Tensor, activation: Activation) -> Result<Tensor> {
+        let y = Self::product(x, weight)?;
+        Ok(match activation {
+            Activation::Identity => y,
+            Activation::Gelu => y.gelu_erf()?,
+            Activation::SiluGate => {
+                let width = y.dim(1)? / 2;
+                (y.narrow(1, 0, width)?.silu()? * y.narrow(1, width, width)?)?
+            }
+        })
+    }
+
+    fn linear_add(
+        &self,
+        residual: &mut Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        scale: Option<&Tensor>,
+    ) -> Result<()> {
+        let mut y = Self::product(x, weight)?;
+        if let Some(scale) = scale {
+            y = y.broadcast_mul(scale)?;
+        }
+        self.add(residual, &y)
+    }
+
+    fn self_attention<S>(
+        &self,
+        qkv: &Tensor,
+        heads: Heads,
+        plan: &Plan,
+        streams: &mut [S],
+        ring: impl Fn(&mut S) -> &mut Ring,
+    ) -> Result<Tensor> {
+        let (query_width, key_width) = (heads.query_width(), heads.key_width());
+        let mut q = split_heads(&qkv.narrow(1, 0, query_width)?, heads.query, heads.width)?;
+        let mut k = split_heads(&qkv.narrow(1, query_width, key_width)?, heads.key, heads.width)?;
+        let v = qkv.narrow(1, query_width + key_width, key_width)?;
+        let v = split_heads(&v, heads.key, heads.width)?;
+        if let (Some(style), Some(angles)) = (plan.host.rotary, &plan.angles) {
+            q = rotate(&q, angles, style)?;
+            k = rotate(&k, angles, style)?;
+        }
+        let time = plan.host.time;
+        let mut outputs = Vec::with_capacity(streams.len());
+        for (s, stream) in streams.iter_mut().enumerate() {
+            let ring = ring(stream);
+            let mine = |x: &Tensor| x.narrow(1, s * time, time)?.contiguous();
+            let start = plan.host.starts[s];
+            write(ring, start, &mine(&k)?, &mine(&v)?)?;
+            let end = start + time as u64;
+            let filled = end.min(ring.capacity as u64) as usize;
+            let keys = ring.keys.narrow(1, 0, filled)?.contiguous()?;
+            let values = ring.values.narrow(1, 0, filled)?.contiguous()?;
+            let mask = self.mask(&plan.host.visible[s * time..(s + 1) * time], end, filled)?;
+            outputs.push(attend(&mine(&q)?, &keys, &values, mask.as_ref(), heads)?);
+        }
+        Ok(Tensor::cat(&outputs, 0)?)
+    }
+
+    fn memory(&self, kv: &Tensor, heads: Heads) -> Result<Ring> {
+        let (rows, key_width) = (kv.dim(0)?, heads.key_width());
+        let mut ring = self.ring(heads, rows)?;
+        let keys = split_heads(&kv.narrow(1, 0, key_width)?, heads.key, heads.width)?;
+        let values = split_heads(&kv.narrow(1, key_width, key_width)?, heads.key, heads.width)?;
+        write(&mut ring, 0, &keys, &values)?;
+        Ok(ring)
+    }
+
+    fn cross_attention<S>(
+        &self,
+        q: &Tensor,
+        heads: Heads,
+        streams: &[S],
+        memory: impl Fn(&S) -> Option<&Ring>,
+    ) -> Result<Tensor> {
+        let mut outputs = Vec::with_capacity(streams.len());
+        for (s, stream) in streams.iter().enumerate() {
+            let query = q.narrow(0, s, 1)?;
+            outputs.push(match memory(stream) {
+                None => query.zeros_like()?,
+                Some(ring) => {
+                    let query = split_heads(&query, heads.query, heads.width)?;
+                    attend(&query, &ring.keys, &ring.values, None, heads)?
+                }
+            });
+        }
+        Ok(Tensor::cat(&outputs, 0)?)
+    }
+
+    fn convolve<S>(
+        &self,
+        x: &Tensor,
+        conv: &Conv,
+        epilogue: Epilogue<'_, Tensor>,
+        streams: &mut [S],
+        tail: impl Fn(&mut S) -> &mut Tensor,
+    ) -> Result<Tensor> {
+        let time = x.dim(0)? / streams.len();
+        let mut padded = Vec::with_capacity(streams.len());
+        for (s, stream) in streams.iter_mut().enumerate() {
+            let tail = tail(stream);
+            let rows = x.narrow(0, s * time, time)?;
+            let history = tail.dim(0)?;
+            let whole = if history == 0 { rows } else { Tensor::cat(&[&*tail, &rows], 0)? };
+            *tail = whole.narrow(0, time, history)?.copy()?;
+            padded.push(whole);
+        }
+        let padded = Tensor::stack(&padded, 0)?.transpose(1, 2)?.contiguous()?;
+        debug_assert_eq!(padded.dim(1)?, conv.inputs);
+        let y = padded.conv1d(&conv.weight, 0, conv.stride, 1, 1)?;
+        let mut y = y.transpose(1, 2)?.contiguous()?.reshape(((), conv.outputs))?;
+        if let Some(bias) = &conv.bias {
+            y = y.broadcast_add(bias)?;
+        }
+        match epilogue {
+            Epilogue::None => Ok(y),
+            Epilogue::Elu => self.elu(&y),
+            Epilogue::AddElu(residual) => self.elu(&(y + residual)?),
+        }
+    }
+
+    fn elu(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.elu(1.0)?)
+    }
+
+    fn quantise(&self, residual: &mut Tensor, codebook: &Table) -> Result<Vec<u32>> {
+        let products = Self::product(residual, &codebook.rows)?;
+        let scores = (products.neg()?).broadcast_add(&codebook.half_squared_norms)?;
+        let indices = scores.argmin(1)?;
+        *residual = (&*residual - codebook.rows.index_select(&indices, 0)?)?;
+        Ok(indices.to_vec1()?)
+    }
+}
+
+impl Candle {
+    /// Additive mask `[rows, slots]` over a ring whose newest position is `end - 1`; `None` when
+    /// every row sees every slot.
+    fn mask(&self, visible: &[Range<u64>], end: u64, slots: usize) -> Result<Option<Tensor>> {
+        if visible.iter().all(|range| range.end - range.start == slots as u64) {
+            return Ok(None);
+        }
+        let oldest = end - slots as u64;
+        let mut mask = vec![f32::NEG_INFINITY; visible.len() * slots];
+        for (row, range) in mask.chunks_exact_mut(slots).zip(visible) {
+            for position in range.start.max(oldest)..range.end {
+                row[(position % slots as u64) as usize] = 0.0;
+            }
+        }
+        Ok(Some(self.tensor(mask, visible.len(), slots)?))
+    }
+}
+
+/// Writes `[key heads, positions, width]` from position `start` on.
+fn write(ring: &Ring, start: u64, keys: &Tensor, values: &Tensor) -> Result<()> {
+    let count = keys.dim(1)?;
+    let mut done = 0;
+    while done < count {
+        let slot = ((start + done as u64) % ring.capacity as u64) as usize;
+        let run = (count - done).min(ring.capacity - slot);
+        for (to, from) in [(&ring.keys, keys), (&ring.values, values)] {
+            to.slice_set(&from.narrow(1, done, run)?.contiguous()?, 1, slot)?;
+        }
+        done += run;
+    }
+    Ok(())
+}

@@ -1,0 +1,238 @@
+//! The narrow waist: the few fused operations that every model of the family is made of.
+//!
+//! Models are generic over [`Executor`] and written once. An executor owns the form of weights,
+//! activations and caches; nothing above it knows what they look like.
+//!
+//! Axes: a [`Executor::Buffer`] is `[row, width]` in f32. Rows are grouped by stream: with `t`
+//! positions per stream, stream `s` owns rows `s * t .. (s + 1) * t`. Time-major samples with
+//! `c` channels are the same thing, which makes reshaping free.
+//!
+//! State (rings, tails) belongs to streams, not to the executor: operations that need it take
+//! the streams as a slice and a closure that finds the piece of state in one of them, so that
+//! weights are read once for all streams while each keeps its own past.
+
+mod candle;
+mod plan;
+mod scalar;
+
+pub use self::candle::Candle;
+pub use self::plan::{AttentionPlan, Rotary, RotaryStyle};
+pub use self::scalar::Scalar;
+pub use moshi_kernels::scalar::Heads;
+
+use std::ops::Range;
+
+use crate::error::Result;
+
+/// How weight matrices are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightType {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16, widened to f32 before every use.
+    Bf16,
+}
+
+/// A matrix on the host, `[rows, cols]` row-major.
+#[derive(Clone, Debug)]
+pub struct HostMatrix {
+    /// Output channels, entries of a table.
+    pub rows: usize,
+    /// Input channels, width of an entry.
+    pub cols: usize,
+    /// `rows * cols` values.
+    pub data: Vec<f32>,
+}
+
+/// A causal convolution on the host.
+#[derive(Clone, Debug)]
+pub struct HostConv {
+    /// Output channels.
+    pub outputs: usize,
+    /// Input channels.
+    pub inputs: usize,
+    /// Taps.
+    pub kernel: usize,
+    /// Step between output positions, in input positions.
+    pub stride: usize,
+    /// `[output, input, tap]` row-major.
+    pub weight: Vec<f32>,
+    /// `[output]`.
+    pub bias: Option<Vec<f32>>,
+}
+
+impl HostConv {
+    /// Positions of the past that the convolution sees: `kernel - stride`.
+    pub fn history(&self) -> usize {
+        self.kernel - self.stride
+    }
+}
+
+/// What a linear layer applies to its output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    Identity,
+    /// Gaussian error linear unit by the exact error function.
+    Gelu,
+    /// Output is `[gate, value]`; the result `silu(gate) * value` is half as wide.
+    SiluGate,
+}
+
+/// Norm applied to every row.
+pub enum Norm<E: Executor> {
+    /// `x * (alpha * rsqrt(mean(x^2) + eps))`.
+    Rms {
+        /// Per-channel scale.
+        alpha: E::Vector,
+        /// Added under the root.
+        eps: f32,
+    },
+    /// `(x - mean) / sqrt(var + eps) * weight + bias`, biased variance.
+    Layer {
+        /// Per-channel scale.
+        weight: E::Vector,
+        /// Per-channel offset.
+        bias: E::Vector,
+        /// Added under the root.
+        eps: f32,
+    },
+}
+
+/// What a convolution applies to its output.
+pub enum Epilogue<'a, B> {
+    /// Nothing.
+    None,
+    /// ELU with alpha 1.
+    Elu,
+    /// Adds a buffer of the output's shape, then ELU.
+    AddElu(&'a B),
+}
+
+/// The operations. Shapes in the method documentation are `[rows, width]`.
+///
+/// An implementation must give the same values for a row whatever other rows are in the buffer,
+/// up to rounding; [`Scalar`] gives the same bits.
+pub trait Executor: Clone + Send + Sync + 'static {
+    /// Activations, `[rows, width]` f32.
+    type Buffer: Send;
+    /// A matrix `[out, in]` that multiplies activations.
+    type Weight: Send + Sync;
+    /// One f32 value per channel.
+    type Vector: Send + Sync;
+    /// Rows to look up: an embedding table or a codebook.
+    type Table: Send + Sync;
+    /// A causal convolution.
+    type Conv: Send + Sync;
+    /// Keys and values of past positions of one layer of one stream.
+    type Ring: Send + Sync;
+    /// The last input rows of a convolution of one stream.
+    type Tail: Send + Sync;
+    /// Positions, windows and rotations of one step, shared by all layers.
+    type Plan;
+
+    /// Name for logs: executor and device.
+    fn name(&self) -> String;
+    /// `cpu`, `cuda` or `metal`.
+    fn device(&self) -> &'static str;
+
+    // Construction, at load time.
+
+    /// Stores a matrix in the given type.
+    fn weight(&self, matrix: HostMatrix, dtype: WeightType) -> Result<Self::Weight>;
+    /// Stores per-channel values.
+    fn vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
+    /// Stores rows to look up; `dtype` as for [`Executor::weight`].
+    fn table(&self, matrix: HostMatrix, dtype: WeightType) -> Result<Self::Table>;
+    /// Stores a convolution, always in f32.
+    fn conv(&self, conv: HostConv) -> Result<Self::Conv>;
+
+    // State of one stream.
+
+    /// An empty ring of `capacity` positions.
+    fn ring(&self, heads: Heads, capacity: usize) -> Result<Self::Ring>;
+    /// Keys and values of the absolute positions `span`: `[position, keys then values]`.
+    fn export_ring(&self, ring: &Self::Ring, span: Range<u64>) -> Result<Vec<f32>>;
+    /// Inverse of [`Executor::export_ring`] for positions from `start` on.
+    fn import_ring(&self, ring: &mut Self::Ring, start: u64, data: &[f32]) -> Result<()>;
+    /// A tail of zeros, `[rows, width]`.
+    fn tail(&self, rows: usize, width: usize) -> Result<Self::Tail>;
+    /// The tail's rows.
+    fn export_tail(&self, tail: &Self::Tail) -> Result<Vec<f32>>;
+    /// Inverse of [`Executor::export_tail`].
+    fn import_tail(&self, tail: &mut Self::Tail, data: &[f32]) -> Result<()>;
+    /// Sets every row of the tail to `x[row]`.
+    fn fill_tail(&self, tail: &mut Self::Tail, x: &Self::Buffer, row: usize) -> Result<()>;
+
+    // Data movement.
+
+    /// Uploads `[rows, width]`.
+    fn upload(&self, data: Vec<f32>, width: usize) -> Result<Self::Buffer>;
+    /// Downloads all values.
+    fn download(&self, x: &Self::Buffer) -> Result<Vec<f32>>;
+    /// Reinterprets `[rows, width]` as rows of another width; free.
+    fn reshape(&self, x: Self::Buffer, width: usize) -> Result<Self::Buffer>;
+    /// Prepares what attention needs to know about the positions of this step.
+    fn plan(&self, plan: AttentionPlan) -> Result<Self::Plan>;
+
+    // Arithmetic.
+
+    /// `out[r] = sum_k tables[k][ids[r * tables.len() + k]]`, summed in order of `k`; an id of
+    /// `None` adds nothing. Ids must be below the number of entries.
+    fn embed(&self, tables: &[&Self::Table], ids: &[Option<u32>]) -> Result<Self::Buffer>;
+    /// `x += y`.
+    fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer) -> Result<()>;
+    /// Normalises every row.
+    fn norm(&self, x: &Self::Buffer, norm: &Norm<Self>) -> Result<Self::Buffer>;
+    /// `activation(W x)`, `[rows, out]`.
+    fn linear(
+        &self,
+        x: &Self::Buffer,
+        weight: &Self::Weight,
+        activation: Activation,
+    ) -> Result<Self::Buffer>;
+    /// `residual += scale * (W x)`, `scale` per channel or 1.
+    fn linear_add(
+        &self,
+        residual: &mut Self::Buffer,
+        x: &Self::Buffer,
+        weight: &Self::Weight,
+        scale: Option<&Self::Vector>,
+    ) -> Result<()>;
+    /// Splits `qkv` (`[rows, queries then keys then values]`), rotates queries and keys as the
+    /// plan says, appends keys and values to the rings and attends to the visible positions.
+    /// Returns `[rows, query width]`.
+    fn self_attention<S>(
+        &self,
+        qkv: &Self::Buffer,
+        heads: Heads,
+        plan: &Self::Plan,
+        streams: &mut [S],
+        ring: impl Fn(&mut S) -> &mut Self::Ring,
+    ) -> Result<Self::Buffer>;
+    /// Keys and values of a fixed sequence (`[positions, keys then values]`) as a full ring.
+    fn memory(&self, kv: &Self::Buffer, heads: Heads) -> Result<Self::Ring>;
+    /// Attends from one row per stream to every position of the stream's memory. A stream
+    /// without memory gets zeros.
+    fn cross_attention<S>(
+        &self,
+        q: &Self::Buffer,
+        heads: Heads,
+        streams: &[S],
+        memory: impl Fn(&S) -> Option<&Self::Ring>,
+    ) -> Result<Self::Buffer>;
+    /// Causal convolution over each stream's rows, continued from its tail, which is updated.
+    /// `[rows, inputs]` to `[rows / stride, outputs]`; rows per stream must divide by the stride.
+    fn convolve<S>(
+        &self,
+        x: &Self::Buffer,
+        conv: &Self::Conv,
+        epilogue: Epilogue<'_, Self::Buffer>,
+        streams: &mut [S],
+        tail: impl Fn(&mut S) -> &mut Self::Tail,
+    ) -> Result<Self::Buffer>;
+    /// ELU with alpha 1.
+    fn elu(&self, x: &Self::Buffer) -> Result<Self::Buffer>;
+    /// Nearest entry to every row (first on ties), whose value is subtracted from the row.
+    fn quantise(&self, residual: &mut Self::Buffer, codebook: &Self::Table) -> Result<Vec<u32>>;
+}

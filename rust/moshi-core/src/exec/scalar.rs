@@ -1,0 +1,437 @@
+//! The scalar executor: plain slices over the reference kernels of `moshi-kernels`.
+//!
+//! A row's result does not depend on other rows, on their number or on the machine: equal inputs
+//! give equal bits. One thread.
+
+use std::ops::Range;
+
+use half::bf16;
+use moshi_kernels::scalar::{self as kernels, Heads, MatrixRef};
+
+use super::{
+    Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, Norm, RotaryStyle,
+    WeightType,
+};
+use crate::error::Result;
+
+/// Executor on plain slices; the default on a CPU.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scalar;
+
+/// Activations `[rows, width]`.
+pub struct Buffer {
+    width: usize,
+    data: Vec<f32>,
+}
+
+impl Buffer {
+    fn rows(&self) -> usize {
+        self.data.len() / self.width
+    }
+
+    fn row(&self, r: usize) -> &[f32] {
+        &self.data[r * self.width..(r + 1) * self.width]
+    }
+}
+
+enum Storage {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+impl Storage {
+    fn new(data: Vec<f32>, dtype: WeightType) -> Self {
+        match dtype {
+            WeightType::F32 => Self::F32(data),
+            WeightType::Bf16 => Self::Bf16(data.into_iter().map(bf16::from_f32).collect()),
+        }
+    }
+
+    fn as_ref(&self) -> MatrixRef<'_> {
+        match self {
+            Self::F32(data) => MatrixRef::F32(data),
+            Self::Bf16(data) => MatrixRef::Bf16(data),
+        }
+    }
+}
+
+/// A matrix `[out, in]`.
+pub struct Weight {
+    rows: usize,
+    cols: usize,
+    storage: Storage,
+}
+
+/// Rows to look up, with half squared norms for the search when stored in f32.
+pub struct Table {
+    width: usize,
+    storage: Storage,
+    half_squared_norms: Vec<f32>,
+}
+
+impl Table {
+    fn add_row(&self, index: usize, out: &mut [f32]) {
+        let range = index * self.width..(index + 1) * self.width;
+        match &self.storage {
+            Storage::F32(data) => kernels::add(out, &data[range]),
+            Storage::Bf16(data) => {
+                for (out, value) in out.iter_mut().zip(&data[range]) {
+                    *out += value.to_f32();
+                }
+            }
+        }
+    }
+}
+
+/// A convolution with weights `[output, tap, input]`: a window of time-major rows is contiguous.
+pub struct Conv {
+    inputs: usize,
+    outputs: usize,
+    kernel: usize,
+    stride: usize,
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
+}
+
+/// Keys and values, `[key head, slot, width]` each.
+pub struct Ring {
+    heads: Heads,
+    capacity: usize,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Ring {
+    fn write(&mut self, position: u64, keys: &[f32], values: &[f32]) {
+        let slot = (position % self.capacity as u64) as usize;
+        let width = self.heads.width;
+        for head in 0..self.heads.key {
+            let (to, from) = ((head * self.capacity + slot) * width, head * width);
+            self.keys[to..to + width].copy_from_slice(&keys[from..from + width]);
+            self.values[to..to + width].copy_from_slice(&values[from..from + width]);
+        }
+    }
+}
+
+/// The last input rows of a convolution.
+pub struct Tail {
+    width: usize,
+    rows: Vec<f32>,
+}
+
+impl Executor for Scalar {
+    type Buffer = Buffer;
+    type Weight = Weight;
+    type Vector = Vec<f32>;
+    type Table = Table;
+    type Conv = Conv;
+    type Ring = Ring;
+    type Tail = Tail;
+    type Plan = AttentionPlan;
+
+    fn name(&self) -> String {
+        "scalar on cpu".into()
+    }
+
+    fn device(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn weight(&self, matrix: HostMatrix, dtype: WeightType) -> Result<Weight> {
+        let HostMatrix { rows, cols, data } = matrix;
+        Ok(Weight { rows, cols, storage: Storage::new(data, dtype) })
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
+        Ok(values)
+    }
+
+    fn table(&self, matrix: HostMatrix, dtype: WeightType) -> Result<Table> {
+        let width = matrix.cols;
+        let half_squared_norms =
+            matrix.data.chunks_exact(width).map(|row| kernels::dot(row, row) / 2.0).collect();
+        Ok(Table { width, storage: Storage::new(matrix.data, dtype), half_squared_norms })
+    }
+
+    fn conv(&self, conv: HostConv) -> Result<Conv> {
+        let HostConv { outputs, inputs, kernel, stride, weight, bias } = conv;
+        let mut by_tap = vec![0.0; weight.len()];
+        for o in 0..outputs {
+            for i in 0..inputs {
+                for j in 0..kernel {
+                    by_tap[(o * kernel + j) * inputs + i] = weight[(o * inputs + i) * kernel + j];
+                }
+            }
+        }
+        Ok(Conv { inputs, outputs, kernel, stride, weight: by_tap, bias })
+    }
+
+    fn ring(&self, heads: Heads, capacity: usize) -> Result<Ring> {
+        let len = heads.key_width() * capacity;
+        Ok(Ring { heads, capacity, keys: vec![0.0; len], values: vec![0.0; len] })
+    }
+
+    fn export_ring(&self, ring: &Ring, span: Range<u64>) -> Result<Vec<f32>> {
+        let width = ring.heads.width;
+        let mut out =
+            Vec::with_capacity((span.end - span.start) as usize * 2 * ring.heads.key_width());
+        for position in span {
+            let slot = (position % ring.capacity as u64) as usize;
+            for data in [&ring.keys, &ring.values] {
+                for head in 0..ring.heads.key {
+                    let from = (head * ring.capacity + slot) * width;
+                    out.extend_from_slice(&data[from..from + width]);
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    fn import_ring(&self, ring: &mut Ring, start: u64, data: &[f32]) -> Result<()> {
+        let key_width = ring.heads.key_width();
+        for (position, row) in (start..).zip(data.chunks_exact(2 * key_width)) {
+            let (keys, values) = row.split_at(key_width);
+            ring.write(position, keys, values);
+        }
+        Ok(())
+    }
+
+    fn tail(&self, rows: usize, width: usize) -> Result<Tail> {
+        Ok(Tail { width, rows: vec![0.0; rows * width] })
+    }
+
+    fn export_tail(&self, tail: &Tail) -> Result<Vec<f32>> {
+        Ok(tail.rows.clone())
+    }
+
+    fn import_tail(&self, tail: &mut Tail, data: &[f32]) -> Result<()> {
+        tail.rows.copy_from_slice(data);
+        Ok(())
+    }
+
+    fn fill_tail(&self, tail: &mut Tail, x: &Buffer, row: usize) -> Result<()> {
+        for to in tail.rows.chunks_exact_mut(tail.width) {
+            to.copy_from_slice(x.row(row));
+        }
+        Ok(())
+    }
+
+    fn upload(&self, data: Vec<f32>, width: usize) -> Result<Buffer> {
+        Ok(Buffer { width, data })
+    }
+
+    fn download(&self, x: &Buffer) -> Result<Vec<f32>> {
+        Ok(x.data.clone())
+    }
+
+    fn reshape(&self, x: Buffer, width: usize) -> Result<Buffer> {
+        debug_assert_eq!(x.data.len() % width, 0);
+        Ok(Buffer { width, data: x.data })
+    }
+
+    fn plan(&self, plan: AttentionPlan) -> Result<AttentionPlan> {
+        Ok(plan)
+    }
+
+    fn embed(&self, tables: &[&Table], ids: &[Option<u32>]) -> Result<Buffer> {
+        let width = tables[0].width;
+        let mut data = vec![0.0; ids.len() / tables.len() * width];
+        for (out, ids) in data.chunks_exact_mut(width).zip(ids.chunks_exact(tables.len())) {
+            for (table, id) in tables.iter().zip(ids) {
+                if let Some(id) = id {
+                    table.add_row(*id as usize, out);
+                }
+            }
+        }
+        Ok(Buffer { width, data })
+    }
+
+    fn add(&self, x: &mut Buffer, y: &Buffer) -> Result<()> {
+        kernels::add(&mut x.data, &y.data);
+        Ok(())
+    }
+
+    fn norm(&self, x: &Buffer, norm: &Norm<Self>) -> Result<Buffer> {
+        let mut data = vec![0.0; x.data.len()];
+        match norm {
+            Norm::Rms { alpha, eps } => kernels::rms_norm(&x.data, alpha, *eps, &mut data),
+            Norm::Layer { weight, bias, eps } => {
+                kernels::layer_norm(&x.data, weight, bias, *eps, &mut data);
+            }
+        }
+        Ok(Buffer { width: x.width, data })
+    }
+
+    fn linear(&self, x: &Buffer, weight: &Weight, activation: Activation) -> Result<Buffer> {
+        let mut data = vec![0.0; x.rows() * weight.rows];
+        let matrix = weight.storage.as_ref();
+        kernels::linear(&x.data, weight.cols, weight.cols, matrix, None, &mut data);
+        match activation {
+            Activation::Identity => Ok(Buffer { width: weight.rows, data }),
+            Activation::Gelu => {
+                kernels::gelu(&mut data);
+                Ok(Buffer { width: weight.rows, data })
+            }
+            Activation::SiluGate => {
+                let width = weight.rows / 2;
+                let mut gated = vec![0.0; x.rows() * width];
+                kernels::silu_gate(&data, width, &mut gated);
+                Ok(Buffer { width, data: gated })
+            }
+        }
+    }
+
+    fn linear_add(
+        &self,
+        residual: &mut Buffer,
+        x: &Buffer,
+        weight: &Weight,
+        scale: Option<&Vec<f32>>,
+    ) -> Result<()> {
+        let y = self.linear(x, weight, Activation::Identity)?;
+        match scale {
+            Some(scale) => kernels::add_scaled(&mut residual.data, &y.data, scale),
+            None => kernels::add(&mut residual.data, &y.data),
+        }
+        Ok(())
+    }
+
+    fn self_attention<S>(
+        &self,
+        qkv: &Buffer,
+        heads: Heads,
+        plan: &AttentionPlan,
+        streams: &mut [S],
+        ring: impl Fn(&mut S) -> &mut Ring,
+    ) -> Result<Buffer> {
+        let (query_width, key_width) = (heads.query_width(), heads.key_width());
+        let mut out = vec![0.0; qkv.rows() * query_width];
+        let mut query = vec![0.0; query_width];
+        let mut key = vec![0.0; key_width];
+        let mut scores = Vec::new();
+        let half = heads.width / 2;
+        for (s, stream) in streams.iter_mut().enumerate() {
+            let ring = ring(stream);
+            let rows = s * plan.time..(s + 1) * plan.time;
+            let rotate = |row: usize, x: &mut [f32]| {
+                if let Some(style) = plan.rotary {
+                    let angles = row * half..(row + 1) * half;
+                    let interleaved = style == RotaryStyle::Interleaved;
+                    kernels::rotate(x, &plan.cos[angles.clone()], &plan.sin[angles], interleaved);
+                }
+            };
+            for (position, row) in (plan.starts[s]..).zip(rows.clone()) {
+                let (keys, values) = qkv.row(row)[query_width..].split_at(key_width);
+                key.copy_from_slice(keys);
+                rotate(row, &mut key);
+                ring.write(position, &key, values);
+            }
+            for row in rows {
+                query.copy_from_slice(&qkv.row(row)[..query_width]);
+                rotate(row, &mut query);
+                kernels::attend(
+                    &query,
+                    heads,
+                    (&ring.keys, &ring.values, ring.capacity),
+                    plan.visible[row].clone(),
+                    &mut scores,
+                    &mut out[row * query_width..(row + 1) * query_width],
+                );
+            }
+        }
+        Ok(Buffer { width: query_width, data: out })
+    }
+
+    fn memory(&self, kv: &Buffer, heads: Heads) -> Result<Ring> {
+        let mut ring = self.ring(heads, kv.rows())?;
+        self.import_ring(&mut ring, 0, &kv.data)?;
+        Ok(ring)
+    }
+
+    fn cross_attention<S>(
+        &self,
+        q: &Buffer,
+        heads: Heads,
+        streams: &[S],
+        memory: impl Fn(&S) -> Option<&Ring>,
+    ) -> Result<Buffer> {
+        let mut out = vec![0.0; q.data.len()];
+        let mut scores = Vec::new();
+        for ((stream, query), out) in
+            streams.iter().zip(q.data.chunks_exact(q.width)).zip(out.chunks_exact_mut(q.width))
+        {
+            if let Some(ring) = memory(stream) {
+                let all = 0..ring.capacity as u64;
+                let ring = (&ring.keys[..], &ring.values[..], ring.capacity);
+                kernels::attend(query, heads, ring, all, &mut scores, out);
+            }
+        }
+        Ok(Buffer { width: q.width, data: out })
+    }
+
+    fn convolve<S>(
+        &self,
+        x: &Buffer,
+        conv: &Conv,
+        epilogue: Epilogue<'_, Buffer>,
+        streams: &mut [S],
+        tail: impl Fn(&mut S) -> &mut Tail,
+    ) -> Result<Buffer> {
+        let time = x.rows() / streams.len();
+        debug_assert_eq!(time % conv.stride, 0);
+        let per_stream = time / conv.stride * conv.outputs;
+        let mut data = vec![0.0; per_stream * streams.len()];
+        let mut padded = Vec::new();
+        for ((stream, out), x) in streams
+            .iter_mut()
+            .zip(data.chunks_exact_mut(per_stream))
+            .zip(x.data.chunks_exact(time * conv.inputs))
+        {
+            let tail = tail(stream);
+            padded.clear();
+            padded.extend_from_slice(&tail.rows);
+            padded.extend_from_slice(x);
+            let keep = padded.len() - tail.rows.len();
+            tail.rows.copy_from_slice(&padded[keep..]);
+            kernels::linear(
+                &padded,
+                conv.stride * conv.inputs,
+                conv.kernel * conv.inputs,
+                MatrixRef::F32(&conv.weight),
+                conv.bias.as_deref(),
+                out,
+            );
+        }
+        match epilogue {
+            Epilogue::None => {}
+            Epilogue::Elu => kernels::elu(&mut data),
+            Epilogue::AddElu(residual) => {
+                kernels::add(&mut data, &residual.data);
+                kernels::elu(&mut data);
+            }
+        }
+        Ok(Buffer { width: conv.outputs, data })
+    }
+
+    fn elu(&self, x: &Buffer) -> Result<Buffer> {
+        let mut data = x.data.clone();
+        kernels::elu(&mut data);
+        Ok(Buffer { width: x.width, data })
+    }
+
+    fn quantise(&self, residual: &mut Buffer, codebook: &Table) -> Result<Vec<u32>> {
+        let MatrixRef::F32(entries) = codebook.storage.as_ref() else {
+            unreachable!("codebooks are stored in f32");
+        };
+        let mut codes = Vec::with_capacity(residual.rows());
+        for row in residual.data.chunks_exact_mut(codebook.width) {
+            let index = kernels::nearest(row, entries, &codebook.half_squared_norms);
+            let entry = &entries[index * codebook.width..(index + 1) * codebook.width];
+            for (value, entry) in row.iter_mut().zip(entry) {
+                *value -= entry;
+            }
+            codes.push(index as u32);
+        }
+        Ok(codes)
+    }
+}

@@ -1,0 +1,245 @@
+//! Conditions of a stream: named values that steer the temporal transformer, either added to
+//! every input or attended to as a sequence.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+
+use crate::checkpoint::Catalog;
+use crate::config::{ConditionerConfig, ConditionerKind, FuserConfig, LmConfig};
+use crate::error::{Error, Result};
+use crate::exec::{Activation, Executor, HostMatrix, WeightType};
+use crate::mimi::check_finite;
+
+/// Value of one condition.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Condition {
+    /// No value: the learnt padding.
+    Null,
+    /// Value of a text condition.
+    Text(String),
+    /// Value of a sequence condition.
+    Sequence {
+        /// `[position, width]` row-major.
+        values: Vec<f32>,
+        /// One flag per position; masked positions take the learnt padding.
+        mask: Vec<bool>,
+    },
+    /// A sequence of this many positions, all masked: the null of a sequence condition.
+    NullSequence(usize),
+}
+
+/// Values by condition name.
+pub type Conditions = BTreeMap<String, Condition>;
+
+/// Weights of all conditioners.
+pub(super) struct ConditionProvider<E: Executor> {
+    conditioners: Vec<Conditioner<E>>,
+    fuser: FuserConfig,
+    dim: usize,
+}
+
+struct Conditioner<E: Executor> {
+    config: ConditionerConfig,
+    /// Table of a text condition, `[bins + 1, width]`.
+    table: Option<HostMatrix>,
+    output_proj: E::Weight,
+    learnt_padding: Vec<f32>,
+}
+
+/// Conditions in the form in which a stream keeps them.
+pub(super) struct Fused<E: Executor> {
+    /// Added to every input, `[dim]`.
+    pub(super) sum: Option<Vec<f32>>,
+    /// Sequence to attend to, `[position, dim]`.
+    pub(super) cross: Option<E::Buffer>,
+}
+
+impl<E: Executor> ConditionProvider<E> {
+    pub(super) fn load(exec: &E, catalog: &Catalog<'_>, config: &LmConfig) -> Result<Self> {
+        let conditioners = config
+            .conditioners
+            .iter()
+            .map(|config| {
+                let prefix = format!("condition_provider.conditioners.{}", config.name);
+                let table = match config.kind {
+                    ConditionerKind::Lut { .. } => {
+                        Some(catalog.matrix(&format!("{prefix}.embed.weight"))?)
+                    }
+                    ConditionerKind::Tensor { .. } => None,
+                };
+                let projection = catalog.matrix(&format!("{prefix}.output_proj.weight"))?;
+                Ok(Conditioner {
+                    config: config.clone(),
+                    table,
+                    output_proj: exec.weight(projection, WeightType::F32)?,
+                    learnt_padding: catalog.read(&format!("{prefix}.learnt_padding"))?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let dim = config.temporal.shape.dim;
+        Ok(Self { conditioners, fuser: config.fuser.clone(), dim })
+    }
+
+    /// Every fused condition without a value; sequences keep the length of `like`.
+    pub(super) fn null(&self, like: &Conditions) -> Conditions {
+        let fused = self.fuser.sum.iter().chain(&self.fuser.cross);
+        let null = |name: &String| match like.get(name) {
+            Some(Condition::Sequence { mask, .. }) => Condition::NullSequence(mask.len()),
+            Some(Condition::NullSequence(len)) => Condition::NullSequence(*len),
+            _ => Condition::Null,
+        };
+        fused.map(|name| (name.clone(), null(name))).collect()
+    }
+
+    /// Computes what the fuser asks for. All of its conditions must be given.
+    pub(super) fn fuse(&self, exec: &E, conditions: &Conditions) -> Result<Fused<E>> {
+        for name in conditions.keys() {
+            if !self.conditioners.iter().any(|c| c.config.name == *name) {
+                let known = self.conditioners.iter().map(|c| c.config.name.as_str());
+                let known: Vec<&str> = known.collect();
+                let reason = format!("no condition `{name}`; the model has {known:?}");
+                return Err(Error::input("conditions", reason));
+            }
+        }
+        let mut sum: Option<Vec<f32>> = None;
+        for name in &self.fuser.sum {
+            let value = self.one(exec, name, conditions)?;
+            match &mut sum {
+                None => sum = Some(value),
+                Some(sum) => sum.iter_mut().zip(value).for_each(|(sum, value)| *sum += value),
+            }
+        }
+        if self.fuser.cross.is_empty() {
+            return Ok(Fused { sum, cross: None });
+        }
+        let mut sequence = Vec::new();
+        for name in &self.fuser.cross {
+            sequence.extend(self.one(exec, name, conditions)?);
+        }
+        if let Some(scale) = self.fuser.cross_position_scale {
+            add_sinusoids(&mut sequence, self.dim, scale);
+        }
+        Ok(Fused { sum, cross: Some(exec.upload(sequence, self.dim)?) })
+    }
+
+    /// `[position, dim]` of one condition.
+    fn one(&self, exec: &E, name: &str, conditions: &Conditions) -> Result<Vec<f32>> {
+        let conditioner = self.conditioners.iter().find(|c| c.config.name == name);
+        let conditioner = conditioner.expect("the fuser names conditioners that exist");
+        let Some(value) = conditions.get(name) else {
+            let expected = conditioner.expects();
+            let reason = format!("the condition `{name}` is missing; it takes {expected}");
+            return Err(Error::input("conditions", reason));
+        };
+        conditioner.compute(exec, value)
+    }
+}
+
+impl<E: Executor> Conditioner<E> {
+    fn expects(&self) -> String {
+        match &self.config.kind {
+            ConditionerKind::Lut { possible_values: Some(values), .. } => {
+                format!("none or one of {values:?}")
+            }
+            ConditionerKind::Lut { .. } => "none or any text".into(),
+            ConditionerKind::Tensor { dim } => format!("an array [positions, {dim}]"),
+        }
+    }
+
+    fn compute(&self, exec: &E, value: &Condition) -> Result<Vec<f32>> {
+        let name = &self.config.name;
+        match (&self.config.kind, value) {
+            (_, Condition::Null) => Ok(self.learnt_padding.clone()),
+            (ConditionerKind::Tensor { .. }, Condition::NullSequence(len)) => {
+                check_positions(name, *len)?;
+                Ok(self.learnt_padding.repeat(*len))
+            }
+            (ConditionerKind::Lut { num_bins, possible_values, .. }, Condition::Text(text)) => {
+                let index = match possible_values {
+                    Some(values) => values.iter().position(|v| v == text).ok_or_else(|| {
+                        let expected = self.expects();
+                        Error::input(
+                            "conditions",
+                            format!("`{name}` is \"{text}\"; it takes {expected}"),
+                        )
+                    })?,
+                    None => hashed_bin(text, *num_bins),
+                };
+                let table = self.table.as_ref().expect("text conditions have a table");
+                let row = table.data[index * table.cols..(index + 1) * table.cols].to_vec();
+                let row = exec.upload(row, table.cols)?;
+                exec.download(&exec.linear(&row, &self.output_proj, Activation::Identity)?)
+            }
+            (ConditionerKind::Tensor { dim }, Condition::Sequence { values, mask }) => {
+                check_positions(name, mask.len())?;
+                if values.len() != mask.len() * dim {
+                    let reason = format!(
+                        "`{name}` has {} values for {} positions of width {dim}",
+                        values.len(),
+                        mask.len()
+                    );
+                    return Err(Error::input("conditions", reason));
+                }
+                check_finite("conditions", values)?;
+                let rows = exec.upload(values.clone(), *dim)?;
+                let rows = exec.linear(&rows, &self.output_proj, Activation::Identity)?;
+                let mut out = exec.download(&rows)?;
+                let width = self.learnt_padding.len();
+                for (row, present) in out.chunks_exact_mut(width).zip(mask) {
+                    if !present {
+                        row.copy_from_slice(&self.learnt_padding);
+                    }
+                }
+                Ok(out)
+            }
+            _ => {
+                let expected = self.expects();
+                Err(Error::input("conditions", format!("`{name}` takes {expected}")))
+            }
+        }
+    }
+}
+
+/// Five speakers of ten seconds are 625 positions; this leaves room and bounds memory.
+pub(super) const MAX_POSITIONS: usize = 1 << 14;
+
+fn check_positions(name: &str, count: usize) -> Result<()> {
+    if (1..=MAX_POSITIONS).contains(&count) {
+        return Ok(());
+    }
+    let reason = format!("`{name}` has {count} positions; it takes 1 to {MAX_POSITIONS}");
+    Err(Error::input("conditions", reason))
+}
+
+/// Bin of a text in a table without listed values: its SHA-256 as a big-endian number, modulo.
+fn hashed_bin(text: &str, num_bins: usize) -> usize {
+    let bins = num_bins as u64;
+    Sha256::digest(text.as_bytes()).iter().fold(0u64, |acc, &b| (acc * 256 + u64::from(b)) % bins)
+        as usize
+}
+
+/// Adds `scale * [cos(p / 10000^(i / (dim / 2 - 1))), sin(...)]` to position `p`.
+fn add_sinusoids(sequence: &mut [f32], dim: usize, scale: f64) {
+    let half = dim / 2;
+    for (position, row) in sequence.chunks_exact_mut(dim).enumerate() {
+        for i in 0..half {
+            let exponent = i as f64 / (half as f64 - 1.0).max(1.0);
+            let angle = position as f64 / 10_000f64.powf(exponent);
+            row[i] += (scale * angle.cos()) as f32;
+            row[half + i] += (scale * angle.sin()) as f32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashing_equals_the_big_number_modulo() {
+        // sha256("") = e3b0c442...b855; the last byte decides modulo powers of two.
+        assert_eq!(hashed_bin("", 256), 0x55);
+        assert_eq!(hashed_bin("", 1), 0);
+    }
+}

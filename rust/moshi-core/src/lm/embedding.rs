@@ -1,0 +1,99 @@
+//! Token embeddings: plain, factored (low rank), or of two text tokens muxed into one.
+
+use super::delays::ZERO_TOKEN;
+use crate::checkpoint::Catalog;
+use crate::error::{Error, Result};
+use crate::exec::{Activation, Executor, WeightType};
+
+/// Embedding of one stream's tokens.
+pub(super) struct Embedding<E: Executor> {
+    table: E::Table,
+    rows: i64,
+    projection: Projection<E>,
+}
+
+enum Projection<E: Executor> {
+    Plain,
+    LowRank(E::Weight),
+    /// Projections of the first and of the second token of a muxed one.
+    Demux(E::Weight, E::Weight),
+}
+
+impl<E: Executor> Embedding<E> {
+    /// Loads `{name}.weight` and whatever projections the checkpoint has beside it.
+    pub(super) fn load(
+        exec: &E,
+        catalog: &Catalog<'_>,
+        name: &str,
+        dtype: WeightType,
+        replace_row: Option<(usize, usize)>,
+    ) -> Result<Self> {
+        let mut matrix = catalog.matrix(&format!("{name}.weight"))?;
+        if let Some((from, to)) = replace_row {
+            let cols = matrix.cols;
+            matrix.data.copy_within(from * cols..(from + 1) * cols, to * cols);
+        }
+        let has = |part: &str| catalog.shape(&format!("{name}.{part}.weight")).is_some();
+        let weight =
+            |part: &str| exec.weight(catalog.matrix(&format!("{name}.{part}.weight"))?, dtype);
+        let projection = if has("out1") {
+            Projection::Demux(weight("out1")?, weight("out2")?)
+        } else if has("low_rank") {
+            Projection::LowRank(weight("low_rank")?)
+        } else {
+            Projection::Plain
+        };
+        let rows = matrix.rows as i64;
+        Ok(Self { table: exec.table(matrix, dtype)?, rows, projection })
+    }
+
+    /// Largest valid token.
+    pub(super) fn max_token(&self) -> i64 {
+        match self.projection {
+            Projection::Demux(..) => self.rows * (self.rows + 1) - 1,
+            _ => self.rows - 1,
+        }
+    }
+
+    /// The table, when tokens need nothing but a look-up.
+    pub(super) fn plain(&self) -> Option<&E::Table> {
+        matches!(self.projection, Projection::Plain).then_some(&self.table)
+    }
+
+    /// `[rows, dim]` of one token per row.
+    pub(super) fn embed(&self, exec: &E, tokens: &[i64]) -> Result<E::Buffer> {
+        let look_up = |ids: Vec<Option<u32>>| exec.embed(&[&self.table], &ids);
+        match &self.projection {
+            Projection::Plain => look_up(tokens.iter().map(|&t| as_id(t)).collect()),
+            Projection::LowRank(weight) => {
+                let rows = look_up(tokens.iter().map(|&t| as_id(t)).collect())?;
+                exec.linear(&rows, weight, Activation::Identity)
+            }
+            Projection::Demux(first, second) => {
+                let zero = |t: i64| t == ZERO_TOKEN;
+                let left = tokens.iter().map(|&t| (!zero(t)).then(|| (t % self.rows) as u32));
+                let right = tokens.iter().map(|&t| as_id(t.max(0) / self.rows - 1));
+                let left = look_up(left.collect())?;
+                let mut sum = exec.linear(&left, first, Activation::Identity)?;
+                let right: Vec<Option<u32>> = right.collect();
+                if right.iter().any(Option::is_some) {
+                    exec.linear_add(&mut sum, &look_up(right)?, second, None)?;
+                }
+                Ok(sum)
+            }
+        }
+    }
+}
+
+/// Table row of a checked token: none for [`ZERO_TOKEN`].
+pub(super) fn as_id(token: i64) -> Option<u32> {
+    u32::try_from(token).ok()
+}
+
+/// Refuses tokens outside `-1..=max`.
+pub(super) fn check_token(what: &'static str, token: i64, max: i64) -> Result<()> {
+    if (ZERO_TOKEN..=max).contains(&token) {
+        return Ok(());
+    }
+    Err(Error::input(what, format!("token {token} is not between {ZERO_TOKEN} and {max}")))
+}

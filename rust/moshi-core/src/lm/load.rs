@@ -1,0 +1,86 @@
+//! From canonical tensors to the language model's weights in an executor's form.
+
+use crate::checkpoint::Catalog;
+use crate::config::TransformerShape;
+use crate::error::Result;
+use crate::exec::{Executor, HostMatrix, Norm, WeightType};
+use crate::nn::{
+    CrossAttention, FeedForward, LAYER_NORM_EPS, Layer, Projections, Transformer, rms_norm_f32,
+};
+
+/// Reads the parts that both transformers share.
+pub(super) struct Loader<'a, E> {
+    pub(super) exec: &'a E,
+    pub(super) catalog: &'a Catalog<'a>,
+    pub(super) dtype: WeightType,
+}
+
+impl<E: Executor> Loader<'_, E> {
+    pub(super) fn weight(&self, name: &str) -> Result<E::Weight> {
+        self.exec.weight(self.catalog.matrix(name)?, self.dtype)
+    }
+
+    pub(super) fn vector(&self, name: &str) -> Result<E::Vector> {
+        self.exec.vector(self.catalog.read(name)?)
+    }
+
+    /// The stack under `{prefix}.layers`; `sets` is `None` when gatings carry no set number.
+    pub(super) fn transformer(
+        &self,
+        prefix: &str,
+        shape: &TransformerShape,
+        sets: Option<usize>,
+        cross: bool,
+    ) -> Result<Transformer<E>> {
+        let layers = (0..shape.num_layers)
+            .map(|layer| {
+                let prefix = format!("{prefix}.layers.{layer}");
+                let norm = |name: &str| {
+                    rms_norm_f32(self.exec, self.catalog, &format!("{prefix}.{name}.alpha"))
+                };
+                let projections = |set: usize| self.projections(&prefix, set, sets.is_some());
+                Ok(Layer {
+                    norm1: norm("norm1")?,
+                    norm2: norm("norm2")?,
+                    sets: (0..sets.unwrap_or(1)).map(projections).collect::<Result<_>>()?,
+                    scales: None,
+                    cross: cross.then(|| self.cross(&prefix)).transpose()?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Transformer { heads: shape.heads, layers })
+    }
+
+    fn projections(&self, prefix: &str, set: usize, numbered: bool) -> Result<Projections<E>> {
+        let gating =
+            if numbered { format!("{prefix}.gating.{set}") } else { format!("{prefix}.gating") };
+        Ok(Projections {
+            in_proj: self.weight(&format!("{prefix}.self_attn.in_projs.{set}.weight"))?,
+            out_proj: self.weight(&format!("{prefix}.self_attn.out_projs.{set}.weight"))?,
+            feed_forward: FeedForward::Gated {
+                linear_in: self.weight(&format!("{gating}.linear_in.weight"))?,
+                linear_out: self.weight(&format!("{gating}.linear_out.weight"))?,
+            },
+        })
+    }
+
+    fn cross(&self, prefix: &str) -> Result<CrossAttention<E>> {
+        let name = format!("{prefix}.cross_attention.in_projs.0.weight");
+        let HostMatrix { rows, cols, mut data } = self.catalog.matrix(&name)?;
+        let q_rows = rows / 3;
+        let kv = data.split_off(q_rows * cols);
+        let weight = |rows: usize, data: Vec<f32>| {
+            self.exec.weight(HostMatrix { rows, cols, data }, self.dtype)
+        };
+        Ok(CrossAttention {
+            norm: Norm::Layer {
+                weight: self.vector(&format!("{prefix}.norm_cross.weight"))?,
+                bias: self.vector(&format!("{prefix}.norm_cross.bias"))?,
+                eps: LAYER_NORM_EPS,
+            },
+            q_proj: weight(q_rows, data)?,
+            kv_proj: weight(rows - q_rows, kv)?,
+            out_proj: self.weight(&format!("{prefix}.cross_attention.out_projs.0.weight"))?,
+        })
+    }
+}

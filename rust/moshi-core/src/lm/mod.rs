@@ -1,0 +1,22 @@
+//! The language model: an RQ-Transformer over text and audio tokens (Défossez et al. 2024,
+//! section 3.4).
+//!
+//! Once per frame, the temporal transformer reads one token of every stream and predicts the next
+//! text token (the inner monologue); the depth transformer then predicts the frame's own audio
+//! tokens codebook by codebook. Streams are shifted against each other by the acoustic
+//! [`delays`]. [`LanguageModel`] holds weights, [`LmState`] one stream's past.
+
+mod conditioning;
+pub mod delays;
+mod depth;
+mod embedding;
+mod load;
+mod model;
+mod sampling;
+mod state;
+
+pub use conditioning::{Condition, Conditions};
+pub use delays::{UNGENERATED_TOKEN, ZERO_TOKEN};
+pub use model::{LanguageModel, LmOptions, LmOutput, LmSlot, LmTrace, NoHooks, StepHooks};
+pub use sampling::{CounterRng, Sampling, sample};
+pub use state::{Guidance, LmState, LmStreamOptions};

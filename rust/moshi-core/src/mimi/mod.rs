@@ -1,0 +1,17 @@
+//! Mimi, the streaming audio codec (Défossez et al. 2024, section 3.3): 24 kHz audio to residual
+//! vector-quantised tokens at 12.5 Hz and back, causal in both directions.
+//!
+//! [`Mimi`] holds weights, [`EncoderState`] and [`DecoderState`] one stream's past. Samples and
+//! activations are time-major. Offline calls are streaming calls over a fresh state, so there is
+//! one code path; which keys attention sees is decided by absolute position ([`Window`]).
+
+mod decoder;
+mod encoder;
+mod load;
+mod model;
+mod quantizer;
+mod state;
+
+pub(crate) use model::check_finite;
+pub use model::{Mimi, MimiOptions, MimiParts, Window};
+pub use state::{DecoderState, EncoderState};

@@ -1,0 +1,104 @@
+//! Tokens to text as they come, never half a character.
+
+use super::Piece;
+
+/// Bytes of a character that is not complete yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Detokenizer {
+    pending: Vec<u8>,
+}
+
+impl Detokenizer {
+    /// From pending bytes of a snapshot; anything that cannot begin a character is dropped.
+    pub fn from_pending(pending: &[u8]) -> Self {
+        let mut detokenizer = Self::default();
+        for &byte in pending {
+            detokenizer.push(&Piece::Byte(byte));
+        }
+        detokenizer
+    }
+
+    /// Bytes waiting for the rest of their character: at most three.
+    pub fn pending(&self) -> &[u8] {
+        &self.pending
+    }
+
+    /// Adds a token and returns the text that is now certain. Bytes that cannot become a
+    /// character turn into U+FFFD.
+    pub fn push(&mut self, piece: &Piece) -> String {
+        match piece {
+            Piece::Control => String::new(),
+            Piece::Text(text) => {
+                let mut out = self.finish();
+                out.push_str(text);
+                out
+            }
+            Piece::Byte(byte) => {
+                self.pending.push(*byte);
+                self.complete()
+            }
+        }
+    }
+
+    /// Gives up on an incomplete character: U+FFFD if there is one, else nothing.
+    pub fn finish(&mut self) -> String {
+        if self.pending.is_empty() {
+            return String::new();
+        }
+        self.pending.clear();
+        char::REPLACEMENT_CHARACTER.into()
+    }
+
+    fn complete(&mut self) -> String {
+        let mut out = String::new();
+        loop {
+            let (valid, invalid) = match std::str::from_utf8(&self.pending) {
+                Ok(text) => (text.len(), None),
+                Err(error) => (error.valid_up_to(), error.error_len()),
+            };
+            let text = std::str::from_utf8(&self.pending[..valid]).expect("checked above");
+            out.push_str(text);
+            self.pending.drain(..valid);
+            let Some(invalid) = invalid else { return out };
+            out.push(char::REPLACEMENT_CHARACTER);
+            self.pending.drain(..invalid);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feed(bytes: &[u8]) -> Vec<String> {
+        let mut detokenizer = Detokenizer::default();
+        bytes.iter().map(|&b| detokenizer.push(&Piece::Byte(b))).collect()
+    }
+
+    #[test]
+    fn characters_come_whole() {
+        assert_eq!(feed("é".as_bytes()), ["", "é"]);
+        assert_eq!(feed("🙂".as_bytes()), ["", "", "", "🙂"]);
+        assert_eq!(feed(b"a"), ["a"]);
+    }
+
+    #[test]
+    fn broken_bytes_become_replacement_characters() {
+        assert_eq!(feed(&[0xff, b'a']), ["\u{fffd}", "a"]);
+        assert_eq!(feed(&[0xe2, 0x82, b'a']), ["", "", "\u{fffd}a"]);
+        let mut detokenizer = Detokenizer::default();
+        detokenizer.push(&Piece::Byte(0xc3));
+        assert_eq!(detokenizer.push(&Piece::Text(" b".into())), "\u{fffd} b");
+        detokenizer.push(&Piece::Byte(0xc3));
+        assert_eq!(detokenizer.finish(), "\u{fffd}");
+        assert_eq!(detokenizer.finish(), "");
+    }
+
+    #[test]
+    fn markers_leave_pending_bytes_alone() {
+        let mut detokenizer = Detokenizer::default();
+        detokenizer.push(&Piece::Byte(0xc3));
+        assert_eq!(detokenizer.push(&Piece::Control), "");
+        assert_eq!(detokenizer.push(&Piece::Byte(0xa9)), "é");
+    }
+}
