@@ -1,0 +1,132 @@
+//! `moshi-rs encode` and `moshi-rs decode`: audio to Mimi tokens and back.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use moshi_audio::{MonoReader, WavWriter};
+use moshi_core::checkpoint::{Repo, TensorFile};
+use moshi_core::config::MimiConfig;
+use moshi_core::exec::Executor;
+use moshi_core::mimi::{Mimi, MimiOptions, MimiParts};
+use moshi_core::with_executor;
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+
+use crate::options::{CodecArgs, DecodeArgs, EncodeArgs};
+use crate::output::{CliError, Result, line, progress};
+
+/// Tensor of a token file: `[codebook, frame]`.
+const CODES: &str = "codes";
+
+pub(crate) fn encode(args: &EncodeArgs) -> Result<i32> {
+    let compute = &args.codec.compute;
+    with_executor!(compute.device(), compute.cpu_executor(), exec => encode_with(&exec, args))
+}
+
+pub(crate) fn decode(args: &DecodeArgs) -> Result<i32> {
+    let compute = &args.codec.compute;
+    with_executor!(compute.device(), compute.cpu_executor(), exec => decode_with(&exec, args))
+}
+
+fn load<E: Executor>(
+    exec: &E,
+    codec: &CodecArgs,
+    codebooks: Option<usize>,
+    parts: MimiParts,
+) -> Result<Mimi<E>> {
+    let (path, config) = codec_files(&codec.model)?;
+    let num_codebooks = codebooks.unwrap_or(config.total_codebooks);
+    let options = MimiOptions { num_codebooks, parts, exact: true, ..MimiOptions::default() };
+    Ok(Mimi::load(exec, &path, &config, &options)?)
+}
+
+/// A codec's weights and config from a model folder or a weights file.
+fn codec_files(model: &Path) -> Result<(std::path::PathBuf, MimiConfig)> {
+    if !model.is_file() || model.file_name().is_some_and(|name| name == "config.json") {
+        let repo = Repo::open(model)?;
+        return Ok((repo.mimi_path()?, repo.mimi_config));
+    }
+    let beside = model.with_file_name("mimi_config.json");
+    let config = match std::fs::read_to_string(&beside) {
+        Ok(text) => MimiConfig::from_json(&beside.display().to_string(), &text)?,
+        Err(_) => MimiConfig::default(),
+    };
+    Ok((model.into(), config))
+}
+
+fn encode_with<E: Executor>(exec: &E, args: &EncodeArgs) -> Result<i32> {
+    let mimi = load(exec, &args.codec, Some(args.codebooks), MimiParts::Encoder)?;
+    let (frame, rate) = (mimi.config().frame_samples, mimi.config().sample_rate_hz as u32);
+    let mut reader = MonoReader::open(&args.input, rate)?;
+    let total = reader.total_samples().map(|samples| samples.div_ceil(frame as u64));
+    let bar = progress(total, "frames");
+    let mut state = mimi.encoder_state()?;
+    let (mut samples, mut codes) = (Vec::new(), Vec::new());
+    let mut open = true;
+    while open {
+        open = reader.read(&mut samples)?;
+        if !open {
+            samples.resize(samples.len().next_multiple_of(frame), 0.0);
+        }
+        let whole = samples.len() - samples.len() % frame;
+        for pcm in samples[..whole].chunks_exact(frame) {
+            codes.extend(mimi.encode_step(&mut [&mut state], pcm)?);
+            bar.inc(1);
+        }
+        samples.drain(..whole);
+    }
+    bar.finish_and_clear();
+
+    let count = mimi.num_codebooks();
+    let frames = codes.len() / count;
+    let bytes: Vec<u8> = (0..count)
+        .flat_map(|k| codes.chunks_exact(count).flat_map(move |f| i64::from(f[k]).to_le_bytes()))
+        .collect();
+    let fail = |e: safetensors::SafeTensorError| {
+        CliError::Input(format!("cannot write {}: {e}", args.output.display()))
+    };
+    let view = TensorView::new(Dtype::I64, vec![count, frames], &bytes).map_err(fail)?;
+    let metadata = HashMap::from([
+        ("sample_rate_hz".to_owned(), rate.to_string()),
+        ("frame_rate_hz".to_owned(), mimi.config().frame_rate_hz().to_string()),
+    ]);
+    serialize_to_file([(CODES, view)], Some(metadata), &args.output).map_err(fail)?;
+    line(format_args!(
+        "{frames} frames of {count} codebooks written to {}",
+        args.output.display()
+    ))?;
+    Ok(0)
+}
+
+fn decode_with<E: Executor>(exec: &E, args: &DecodeArgs) -> Result<i32> {
+    let file = TensorFile::open(&args.input)?;
+    let shape = file.info(CODES)?.shape.clone();
+    let [count, frames] = shape[..] else {
+        let path = args.input.display();
+        let reason = format!("{path}: `{CODES}` has shape {shape:?}, expected [codebook, frame]");
+        return Err(CliError::Input(reason));
+    };
+    let codes = file
+        .read_i64(CODES)?
+        .into_iter()
+        .map(|code| {
+            u32::try_from(code).map_err(|_| {
+                CliError::Input(format!("{}: {code} is no code", args.input.display()))
+            })
+        })
+        .collect::<Result<Vec<u32>>>()?;
+    let mimi = load(exec, &args.codec, None, MimiParts::Decoder)?;
+    let rate = mimi.config().sample_rate_hz as u32;
+    let mut writer = WavWriter::create(&args.output, rate, 1)?;
+    let mut state = mimi.decoder_state()?;
+    let bar = progress(Some(frames as u64), "frames");
+    for t in 0..frames {
+        let frame: Vec<u32> = (0..count).map(|k| codes[k * frames + t]).collect();
+        writer.write(&mimi.decode_step(&mut [&mut state], &frame)?)?;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    writer.finish()?;
+    let seconds = frames as f64 / mimi.config().frame_rate_hz();
+    line(format_args!("{seconds:.2} s written to {}", args.output.display()))?;
+    Ok(0)
+}

@@ -1,0 +1,9 @@
+//! The native binary `moshi-rs`.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let code = moshi_cli::main_from(std::env::args_os().collect());
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

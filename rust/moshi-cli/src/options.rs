@@ -1,0 +1,207 @@
+//! Commands and options. One flag is one documented field.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use moshi_core::exec::WeightType;
+use moshi_core::{CpuExecutor, Device, LoadOptions};
+
+/// Real-time speech models of the Moshi family: run, convert and check them.
+#[derive(Debug, Parser)]
+#[command(name = "moshi-rs", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = "\
+Examples:
+  moshi-rs run question.wav -o answer.wav --model ./moshiko-pytorch-bf16
+  moshi-rs encode speech.flac -o speech.tokens.safetensors --model ./moshiko-pytorch-bf16
+  moshi-rs info ./moshiko-pytorch-bf16
+
+Exit codes: 0 fine, 1 a check fell short, 2 usage or config, 3 checkpoint, 4 device, 5 input.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Log more: -v for what is loaded and where it runs, -vv for everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Stream an audio file through a model, as if it were spoken to it.
+    Run(RunArgs),
+    /// Turn audio into Mimi tokens.
+    Encode(EncodeArgs),
+    /// Turn Mimi tokens into audio.
+    Decode(DecodeArgs),
+    /// Describe a model folder without loading its weights.
+    Info(InfoArgs),
+    /// Recompute reference cases and compare.
+    Verify(VerifyArgs),
+}
+
+/// Where and how to compute.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ComputeArgs {
+    /// Device to run on.
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub(crate) device: DeviceArg,
+    /// Implementation on the CPU.
+    #[arg(long, value_enum, default_value_t = ExecutorArg::Scalar)]
+    pub(crate) executor: ExecutorArg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceArg {
+    /// The best device of this build.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The first NVIDIA GPU.
+    Cuda,
+    /// The GPU of an Apple computer.
+    Metal,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExecutorArg {
+    /// Plain loops; results are the same bits on every machine.
+    Scalar,
+    /// Candle tensors.
+    Candle,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DtypeArg {
+    /// As the checkpoint stores them.
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// 16-bit brain floats.
+    Bf16,
+}
+
+impl ComputeArgs {
+    pub(crate) fn device(&self) -> Device {
+        match self.device {
+            DeviceArg::Auto => Device::Auto,
+            DeviceArg::Cpu => Device::Cpu,
+            DeviceArg::Cuda => Device::Cuda,
+            DeviceArg::Metal => Device::Metal,
+        }
+    }
+
+    pub(crate) fn cpu_executor(&self) -> CpuExecutor {
+        match self.executor {
+            ExecutorArg::Scalar => CpuExecutor::Scalar,
+            ExecutorArg::Candle => CpuExecutor::Candle,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Audio file: wav, flac, mp3, ogg (Vorbis or Opus), m4a; any rate, any number of channels.
+    pub(crate) input: PathBuf,
+    /// Write the model's audio to this wav file.
+    #[arg(short, long)]
+    pub(crate) output: Option<PathBuf>,
+    /// Model folder: config.json and the files that it names.
+    #[arg(short, long)]
+    pub(crate) model: PathBuf,
+    /// Write the user on the left and the model on the right channel.
+    #[arg(long, requires = "output")]
+    pub(crate) stereo: bool,
+    /// Silence to add after the input, in seconds, so that the model can finish.
+    #[arg(long, default_value_t = 0.0, value_name = "SECONDS")]
+    pub(crate) pad: f64,
+    /// Seed of the draws: the same seed, input and model give the same output.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Temperature of audio tokens; 0 always takes the most probable.
+    #[arg(long)]
+    pub(crate) temperature: Option<f64>,
+    /// Temperature of text tokens.
+    #[arg(long)]
+    pub(crate) text_temperature: Option<f64>,
+    /// Draw audio tokens from this many most probable ones; 0 is all.
+    #[arg(long)]
+    pub(crate) top_k: Option<usize>,
+    /// As --top-k, for text.
+    #[arg(long)]
+    pub(crate) top_k_text: Option<usize>,
+    /// Type of the language model's weights in memory.
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
+    pub(crate) dtype: DtypeArg,
+    /// Print one JSON object instead of text and timings.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+}
+
+impl RunArgs {
+    pub(crate) fn load_options(&self) -> LoadOptions {
+        LoadOptions {
+            device: self.compute.device(),
+            cpu_executor: self.compute.cpu_executor(),
+            dtype: match self.dtype {
+                DtypeArg::Auto => None,
+                DtypeArg::F32 => Some(WeightType::F32),
+                DtypeArg::Bf16 => Some(WeightType::Bf16),
+            },
+        }
+    }
+}
+
+/// Which codec to use.
+#[derive(Debug, Args)]
+pub(crate) struct CodecArgs {
+    /// Model folder, or a codec's safetensors file (with its mimi_config.json beside it, if it is
+    /// not the public Mimi).
+    #[arg(short, long)]
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EncodeArgs {
+    /// Audio file.
+    pub(crate) input: PathBuf,
+    /// Token file to write: safetensors with the tensor `codes` [codebook, frame].
+    #[arg(short, long)]
+    pub(crate) output: PathBuf,
+    /// Codebooks to use.
+    #[arg(long, default_value_t = 8)]
+    pub(crate) codebooks: usize,
+    #[command(flatten)]
+    pub(crate) codec: CodecArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DecodeArgs {
+    /// Token file as `encode` writes it.
+    pub(crate) input: PathBuf,
+    /// Wav file to write.
+    #[arg(short, long)]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) codec: CodecArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    /// Model folder.
+    pub(crate) model: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Case folders: case.json, configs, weights and expected*.safetensors.
+    #[arg(required = true)]
+    pub(crate) cases: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+}
