@@ -1,1 +1,1 @@
-//! placeholder
+//! Benchmarks of moshi-rs; see `step.rs`.

@@ -121,9 +121,14 @@ fn one_output(job: &Job<'_>, o: usize, weight_row: &[f32], y: &mut [f32]) {
         }
         r += BLOCK_ROWS;
     }
-    while r < rows {
+    if r + 2 <= rows {
+        let sums = dot_rows([row(r), row(r + 1)], weight_row);
+        y[r * job.out_width + o] = sums[0] + bias;
+        y[(r + 1) * job.out_width + o] = sums[1] + bias;
+        r += 2;
+    }
+    if r < rows {
         y[r * job.out_width + o] = dot_rows([row(r)], weight_row)[0] + bias;
-        r += 1;
     }
 }
 

@@ -1,0 +1,79 @@
+# One entry point for people and CI. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_OUT := demo-out
+export CARGO_TERM_COLOR ?= auto
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
+
+.PHONY: demo
+demo: tools ## Set everything up and stream a recorded question through the small checkpoint
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet .
+	mkdir -p $(DEMO_OUT)
+	@echo "The checkpoint in tests/golden/dialogue_repo has random weights: expect babble, in sound and text."
+	$(BIN)/moshi-rs -v run tests/audio/hello.wav -o $(DEMO_OUT)/answer.wav --stereo --pad 2 --seed 1 \
+		--model tests/golden/dialogue_repo
+
+.PHONY: test
+test: test-rust test-python ## Set everything up and pass every test
+
+.PHONY: test-rust
+test-rust: tools ## Unit, property, parity and hostile-input tests of the Rust crates
+	cargo test --workspace --locked
+
+.PHONY: test-python
+test-python: develop ## Tests of the Python package, its types and its stubs
+	$(BIN)/python -m pytest
+	$(BIN)/python -m mypy
+	$(BIN)/python -m mypy.stubtest moshi_rs
+
+.PHONY: develop
+develop: $(VENV)/ready ## Build the Python package in place, for development
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --quiet --locked
+
+$(VENV)/ready: pyproject.toml | tools
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+.PHONY: lint
+lint: $(VENV)/ready ## Formatting, clippy, ruff; changes nothing
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+.PHONY: fmt
+fmt: $(VENV)/ready ## Format Rust and Python
+	cargo fmt --all
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+.PHONY: bench
+bench: tools ## Step times of the executors, as ratios within one run
+	cargo bench -p moshi-benches
+
+.PHONY: wheel
+wheel: $(VENV)/ready ## Build a release wheel into dist/
+	$(BIN)/maturin build --release --locked --out dist
+
+.PHONY: clean
+clean: ## Remove everything that was built
+	rm -rf target $(VENV) dist $(DEMO_OUT)
+
+.PHONY: tools
+tools:
+	@command -v cargo >/dev/null || { echo "error: no Rust compiler; install one from https://rustup.rs" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); install Python 3.10 or newer" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than 3.10; set PYTHON=..." >&2; exit 1; }
