@@ -109,11 +109,11 @@ impl<E: Executor> SpeechEngine<E> {
         Ok(Self { exec, mimi, lm })
     }
 
-    fn state<'a>(state: &'a StreamState) -> Result<&'a SpeechState<E>> {
+    fn state(state: &StreamState) -> Result<&SpeechState<E>> {
         state.0.downcast_ref().ok_or_else(foreign_state)
     }
 
-    fn state_mut<'a>(state: &'a mut StreamState) -> Result<&'a mut SpeechState<E>> {
+    fn state_mut(state: &mut StreamState) -> Result<&mut SpeechState<E>> {
         state.0.downcast_mut().ok_or_else(foreign_state)
     }
 

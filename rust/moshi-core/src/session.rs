@@ -320,15 +320,15 @@ pub fn step_batch(sessions: &mut [&mut Session], frames: &[&[f32]]) -> Result<Ve
         })
         .collect();
     let outputs = model.engine().step(&mut slots)?;
-    let finish = |(session, frame): (&mut &mut Session, Frame)| {
+    let finish = |session: &mut Session, frame: Frame| {
         session.broken = false;
         session.output(frame)
     };
-    Ok(sessions.iter_mut().zip(outputs).map(finish).collect())
+    Ok(sessions.iter_mut().zip(outputs).map(|(session, frame)| finish(session, frame)).collect())
 }
 
 /// A seed from the operating system's randomness, by way of the standard hasher's keys.
-fn random_seed() -> u64 {
+pub fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }

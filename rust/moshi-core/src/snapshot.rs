@@ -165,7 +165,7 @@ impl<'a> Reader<'a> {
 
     /// The next `count` floats, all finite.
     pub fn floats(&mut self, count: usize) -> Result<Vec<f32>> {
-        let bytes = self.take(count.checked_mul(4).unwrap_or(usize::MAX))?;
+        let bytes = self.take(count.saturating_mul(4))?;
         let values: Vec<f32> =
             bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         if values.iter().all(|v| v.is_finite()) {

@@ -1,11 +1,9 @@
 //! `moshi-rs encode` and `moshi-rs decode`: audio to Mimi tokens and back.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use moshi_audio::{MonoReader, WavWriter};
-use moshi_core::checkpoint::{Repo, TensorFile};
-use moshi_core::config::MimiConfig;
+use moshi_core::checkpoint::{CodecFiles, TensorFile};
 use moshi_core::exec::Executor;
 use moshi_core::mimi::{Mimi, MimiOptions, MimiParts};
 use moshi_core::with_executor;
@@ -33,24 +31,10 @@ fn load<E: Executor>(
     codebooks: Option<usize>,
     parts: MimiParts,
 ) -> Result<Mimi<E>> {
-    let (path, config) = codec_files(&codec.model)?;
+    let CodecFiles { weights, config } = CodecFiles::open(&codec.model)?;
     let num_codebooks = codebooks.unwrap_or(config.total_codebooks);
     let options = MimiOptions { num_codebooks, parts, exact: true, ..MimiOptions::default() };
-    Ok(Mimi::load(exec, &path, &config, &options)?)
-}
-
-/// A codec's weights and config from a model folder or a weights file.
-fn codec_files(model: &Path) -> Result<(std::path::PathBuf, MimiConfig)> {
-    if !model.is_file() || model.file_name().is_some_and(|name| name == "config.json") {
-        let repo = Repo::open(model)?;
-        return Ok((repo.mimi_path()?, repo.mimi_config));
-    }
-    let beside = model.with_file_name("mimi_config.json");
-    let config = match std::fs::read_to_string(&beside) {
-        Ok(text) => MimiConfig::from_json(&beside.display().to_string(), &text)?,
-        Err(_) => MimiConfig::default(),
-    };
-    Ok((model.into(), config))
+    Ok(Mimi::load(exec, &weights, &config, &options)?)
 }
 
 fn encode_with<E: Executor>(exec: &E, args: &EncodeArgs) -> Result<i32> {

@@ -123,7 +123,7 @@ fn judge(file: &TensorFile, computed: &Computed) -> Result<(Measure, Option<usiz
             let spread = spread(used.iter().map(|&i| f64::from(expected[i])));
             let off = |i: usize| (f64::from(values[i]) - f64::from(expected[i])).abs() / spread;
             let worst = used.iter().map(|&i| off(i)).fold(0.0, worse);
-            let bad = |&&i: &&usize| !(off(i) <= MAX_DEVIATION);
+            let bad = |&&i: &&usize| off(i) > MAX_DEVIATION || off(i).is_nan();
             let first = used.iter().filter(bad).map(|&i| step_of(i)).min();
             let passed = worst <= MAX_DEVIATION && !used.is_empty();
             Ok((Measure::Deviation(worst), first, passed))

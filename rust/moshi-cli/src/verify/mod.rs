@@ -30,8 +30,11 @@ pub(crate) struct Computed {
     /// Axis that counts steps, for "first differing step".
     pub(crate) step_axis: usize,
     /// Elements that mean nothing in the reference.
-    pub(crate) ignore: Option<Box<dyn Fn(&[usize]) -> bool>>,
+    pub(crate) ignore: Option<Ignore>,
 }
+
+/// Says of an element, by its index, that it means nothing.
+pub(crate) type Ignore = Box<dyn Fn(&[usize]) -> bool>;
 
 /// Values of a computed tensor and how they are judged.
 pub(crate) enum Values {

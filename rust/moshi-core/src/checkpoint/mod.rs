@@ -4,7 +4,7 @@
 //! - [`Catalog`]: the tensors of a file under the one canonical spelling that models ask for,
 //!   checked against the shapes that the config implies before anything is read.
 //! - [`layout`]: those names and shapes.
-//! - [`Repo`]: a local folder laid out like a public repository.
+//! - [`Repo`]: a local folder laid out like a public repository; [`CodecFiles`]: a codec alone.
 
 mod catalog;
 mod fingerprint;
@@ -17,5 +17,5 @@ mod tensor_file;
 pub use catalog::{Catalog, Expected};
 pub use fingerprint::Fingerprint;
 pub use lora::Lora;
-pub use repo::Repo;
+pub use repo::{CodecFiles, Repo};
 pub use tensor_file::{TensorFile, TensorInfo};

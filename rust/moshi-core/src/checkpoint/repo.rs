@@ -48,10 +48,7 @@ impl Repo {
         };
         let mimi_config = match &config.files.mimi_config_name {
             None => MimiConfig::default(),
-            Some(name) => {
-                let path = resolve(&folder, name)?;
-                MimiConfig::from_json(&path.display().to_string(), &read_text(&path)?)?
-            }
+            Some(name) => codec_config(&resolve(&folder, name)?)?,
         };
         Ok(Self { folder, config, mimi_config })
     }
@@ -87,6 +84,52 @@ impl Repo {
     pub fn lora_path(&self) -> Result<Option<PathBuf>> {
         self.config.files.lora_name.as_ref().map(|name| resolve(&self.folder, name)).transpose()
     }
+}
+
+/// A codec on its own: weights and config.
+#[derive(Clone, Debug)]
+pub struct CodecFiles {
+    /// Safetensors file.
+    pub weights: PathBuf,
+    /// Config, the public Mimi's where the files carry none.
+    pub config: MimiConfig,
+}
+
+impl CodecFiles {
+    /// Finds a codec in a model folder, in a folder with a codec alone (`config.json` of Hugging
+    /// Face's kind and `model.safetensors`), or as a safetensors file, whose config is
+    /// `mimi_config.json` beside it if there is one.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], else as the config parsers.
+    pub fn open(path: &Path) -> Result<Self> {
+        let extension = path.extension().unwrap_or_default();
+        if extension == "safetensors" || path.is_file() && extension != "json" {
+            let beside = path.with_file_name("mimi_config.json");
+            let config =
+                if beside.exists() { codec_config(&beside)? } else { MimiConfig::default() };
+            return Ok(Self { weights: path.into(), config });
+        }
+        let config_path = path.join("config.json");
+        let is_codec = |text: &str| {
+            let json: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+            json["model_type"] == "mimi"
+        };
+        if config_path.exists() && is_codec(&read_text(&config_path)?) {
+            let weights = path.join("model.safetensors");
+            return Ok(Self { weights, config: codec_config(&config_path)? });
+        }
+        let alone = path.join("mimi.safetensors");
+        if path.is_dir() && !config_path.exists() && alone.exists() {
+            return Self::open(&alone);
+        }
+        let repo = Repo::open(path)?;
+        Ok(Self { weights: repo.mimi_path()?, config: repo.mimi_config })
+    }
+}
+
+fn codec_config(path: &Path) -> Result<MimiConfig> {
+    MimiConfig::from_json(&path.display().to_string(), &read_text(path)?)
 }
 
 /// Reads a text file.

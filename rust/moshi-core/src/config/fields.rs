@@ -10,6 +10,10 @@ use crate::error::{Error, Result};
 
 /// Upper bound of any size in a config: far above every real model, far below overflow.
 const MAX_SIZE: u64 = 1 << 24;
+/// Upper bound of numbers of layers, codebooks and heads.
+pub(super) const MAX_COUNT: usize = 512;
+/// Upper bound of attention windows: rings of it still fit a machine's address space.
+pub(super) const MAX_CONTEXT: usize = 1 << 16;
 
 /// One JSON object of a config file; remembers which fields were asked for.
 pub struct Fields<'a> {
@@ -91,6 +95,19 @@ impl<'a> Fields<'a> {
             0 => Err(self.error(name, 0, "must be at least 1")),
             value => Ok(value),
         }
+    }
+
+    /// A whole number from 1 to `max`.
+    pub fn count_or(&self, name: &str, default: usize, max: usize) -> Result<usize> {
+        self.at_most(name, self.positive_or(name, default)?, max)
+    }
+
+    /// Refuses a value of a field above `max`.
+    pub fn at_most(&self, name: &str, value: usize, max: usize) -> Result<usize> {
+        if value <= max {
+            return Ok(value);
+        }
+        Err(self.error(name, value, format!("must be at most {max}")))
     }
 
     /// A whole number of at least 1 that must be there.

@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::fields::{MAX_CONTEXT, MAX_COUNT};
 use super::{Fields, parse_json};
 use crate::error::{Error, Result};
 use crate::exec::{Heads, RotaryStyle};
@@ -277,7 +278,7 @@ impl LmConfig {
             _ => ModelType::Moshi,
         };
         let card = f.positive_or("card", 1024)?;
-        let num_codebooks = f.positive_or("n_q", 8)?;
+        let num_codebooks = f.count_or("n_q", 8, MAX_COUNT)?;
         let num_generated = f.size_or("dep_q", 8)?;
         if num_generated > num_codebooks {
             return Err(f.error("dep_q", num_generated, format!("exceeds n_q = {num_codebooks}")));
@@ -319,7 +320,11 @@ impl LmConfig {
             delays,
             num_codebooks,
             num_generated,
-            num_extra_heads: f.size_or("extra_heads_num_heads", 0)?,
+            num_extra_heads: f.at_most(
+                "extra_heads_num_heads",
+                f.size_or("extra_heads_num_heads", 0)?,
+                MAX_COUNT,
+            )?,
             extra_head_dim: f.positive_or("extra_heads_dim", 6)?,
             conditioners,
             fuser,
@@ -355,7 +360,7 @@ fn shape(
     let name = |field: &str| format!("{prefix}{field}");
     let (dim_name, heads_name, layers_name) = (name("dim"), name("num_heads"), name("num_layers"));
     let dim = f.positive_or(&dim_name, if prefix.is_empty() { 128 } else { 256 })?;
-    let query = f.positive_or(&heads_name, 8)?;
+    let query = f.count_or(&heads_name, 8, MAX_COUNT)?;
     let repeat = match prefix {
         "" => f.positive_or("kv_repeat", 1)?,
         _ => f.positive_or(&name("kv_repeat"), f.positive_or("kv_repeat", 1)?)?,
@@ -371,7 +376,7 @@ fn shape(
     Ok(TransformerShape {
         dim,
         heads: Heads { query, key: query / repeat, width: dim / query },
-        num_layers: f.required(&layers_name)?,
+        num_layers: f.at_most(&layers_name, f.required(&layers_name)?, MAX_COUNT)?,
         dim_feedforward: ff(dim)?,
     })
 }
@@ -389,7 +394,7 @@ fn temporal(f: &Fields<'_>) -> Result<TemporalConfig> {
     }
     Ok(TemporalConfig {
         shape,
-        context: f.required("context")?,
+        context: f.at_most("context", f.required("context")?, MAX_CONTEXT)?,
         max_period,
         rotary,
         cross_attention: f.flag_or("cross_attention", false)?,

@@ -1,5 +1,6 @@
 //! Config of the codec: the JSON named by `mimi_config_name`, or the values of the public Mimi.
 
+use super::fields::{MAX_CONTEXT, MAX_COUNT};
 use super::{Fields, parse_json};
 use crate::error::Result;
 use crate::exec::Heads;
@@ -60,14 +61,17 @@ impl Default for MimiConfig {
 }
 
 impl MimiConfig {
-    /// Parses a codec config; `file` is its name for errors. Absent fields take the values of
-    /// the public Mimi.
+    /// Parses a codec config, Kyutai's or the one of Hugging Face's `transformers`; `file` is its
+    /// name for errors. Absent fields take the values of the public Mimi.
     ///
     /// # Errors
     /// [`crate::Error::ConfigFile`] for broken JSON, [`crate::Error::Config`] naming the field
     /// otherwise.
     pub fn from_json(file: &str, text: &str) -> Result<Self> {
         let fields = parse_json(file, text)?;
+        if hugging_face::is_dialect(&fields) {
+            return Self::from_json(file, &hugging_face::translate(&fields)?.to_string());
+        }
         let config = Self::from_fields(file, &fields)?;
         fields.warn_about_unknown();
         Ok(config)
@@ -116,11 +120,11 @@ impl MimiConfig {
             positions_per_frame,
             seanet,
             heads,
-            num_layers: transformer.positive_or("num_layers", 8)?,
+            num_layers: transformer.count_or("num_layers", 8, MAX_COUNT)?,
             dim_feedforward: transformer.positive_or("dim_feedforward", 2048)?,
-            context: transformer.positive_or("context", 250)?,
+            context: transformer.count_or("context", 250, MAX_CONTEXT)?,
             max_period,
-            total_codebooks: quantizer.positive_or("n_q", 32)?,
+            total_codebooks: quantizer.count_or("n_q", 32, MAX_COUNT)?,
             codebook_size: quantizer.positive_or("bins", 2048)?,
             codebook_dim: quantizer.positive_or("dimension", 256)?,
         };
@@ -154,7 +158,7 @@ fn heads(f: &Fields<'_>, dim: usize) -> Result<Heads> {
     f.only("norm", &["layer_norm"], "layer_norm")?;
     f.only("positional_embedding", &["rope"], "rope")?;
     f.get("layer_scale");
-    let query = f.positive_or("num_heads", 8)?;
+    let query = f.count_or("num_heads", 8, MAX_COUNT)?;
     if !dim.is_multiple_of(query) || !(dim / query).is_multiple_of(2) {
         let reason = format!("d_model = {dim} must be an even multiple of it");
         return Err(f.error("num_heads", query, reason));
@@ -195,4 +199,78 @@ fn seanet(f: &Fields<'_>) -> Result<SeanetConfig> {
     }
     f.warn_about_unknown();
     Ok(config)
+}
+
+/// The `MimiConfig` of Hugging Face's `transformers`: the same numbers under other names.
+mod hugging_face {
+    use serde_json::{Map, Value, json};
+
+    use super::Fields;
+    use crate::error::Result;
+
+    pub(super) fn is_dialect(f: &Fields<'_>) -> bool {
+        f.names().any(|name| name == "upsampling_ratios" || name == "num_quantizers")
+    }
+
+    pub(super) fn translate(f: &Fields<'_>) -> Result<Value> {
+        f.only("model_type", &["mimi"], "mimi")?;
+        f.only_flag("use_causal_conv", true, true)?;
+        f.only_flag("use_conv_shortcut", false, false)?;
+        f.only("hidden_act", &["gelu"], "gelu")?;
+        f.only_flag("attention_bias", false, false)?;
+        f.only_number("num_semantic_quantizers", 1.0)?;
+        let heads = f.positive_or("num_attention_heads", 8)?;
+        f.only_number("num_key_value_heads", heads as f64)?;
+        let renamed = |names: &[(&str, &str)]| {
+            let fields = names.iter().filter_map(|(theirs, ours)| {
+                f.get(theirs).map(|value| ((*ours).to_owned(), value.clone()))
+            });
+            Value::Object(fields.collect::<Map<_, _>>())
+        };
+        Ok(json!({
+            "sample_rate": f.get("sampling_rate"),
+            "frame_rate": f.get("frame_rate"),
+            "channels": f.get("audio_channels"),
+            "seanet": renamed(&[
+                ("hidden_size", "dimension"),
+                ("num_filters", "n_filters"),
+                ("num_residual_layers", "n_residual_layers"),
+                ("upsampling_ratios", "ratios"),
+                ("kernel_size", "kernel_size"),
+                ("last_kernel_size", "last_kernel_size"),
+                ("residual_kernel_size", "residual_kernel_size"),
+                ("compress", "compress"),
+                ("pad_mode", "pad_mode"),
+                ("trim_right_ratio", "trim_right_ratio"),
+            ]),
+            "quantizer": renamed(&[
+                ("codebook_size", "bins"),
+                ("codebook_dim", "dimension"),
+                ("num_quantizers", "n_q"),
+            ]),
+            "transformer": renamed(&[
+                ("hidden_size", "d_model"),
+                ("num_hidden_layers", "num_layers"),
+                ("intermediate_size", "dim_feedforward"),
+                ("num_attention_heads", "num_heads"),
+                ("sliding_window", "context"),
+                ("rope_theta", "max_period"),
+            ]),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_dialects_describe_the_public_codec() {
+        let theirs = r#"{"model_type": "mimi", "sampling_rate": 24000, "frame_rate": 12.5,
+            "hidden_size": 512, "num_filters": 64, "upsampling_ratios": [8, 6, 5, 4],
+            "num_quantizers": 32, "codebook_size": 2048, "codebook_dim": 256,
+            "num_hidden_layers": 8, "num_attention_heads": 8, "sliding_window": 250}"#;
+        assert_eq!(MimiConfig::from_json("test", theirs).unwrap(), MimiConfig::default());
+        assert_eq!(MimiConfig::default().frame_samples, 1920);
+    }
 }

@@ -379,10 +379,10 @@ impl Executor for Candle {
 
     fn memory(&self, kv: &Tensor, heads: Heads) -> Result<Ring> {
         let (rows, key_width) = (kv.dim(0)?, heads.key_width());
-        let mut ring = self.ring(heads, rows)?;
+        let ring = self.ring(heads, rows)?;
         let keys = split_heads(&kv.narrow(1, 0, key_width)?, heads.key, heads.width)?;
         let values = split_heads(&kv.narrow(1, key_width, key_width)?, heads.key, heads.width)?;
-        write(&mut ring, 0, &keys, &values)?;
+        write(&ring, 0, &keys, &values)?;
         Ok(ring)
     }
 

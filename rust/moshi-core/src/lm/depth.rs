@@ -87,8 +87,7 @@ impl<E: Executor> Depth<E> {
         self.transformer.forward(
             exec,
             &mut x,
-            set,
-            &plan,
+            (set, &plan),
             lanes,
             |lane, layer| &mut lane.depth_rings[layer],
             |_, _| None,

@@ -277,8 +277,7 @@ impl<E: Executor> LanguageModel<E> {
         self.temporal.forward(
             exec,
             &mut x,
-            0,
-            &plan,
+            (0, &plan),
             &mut lanes,
             |lane, layer| &mut lane.rings[layer],
             |lane, layer| lane.memory.get(layer),

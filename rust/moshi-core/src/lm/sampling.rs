@@ -39,7 +39,8 @@ impl Sampling {
         Ok(())
     }
 
-    pub(crate) fn write(&self, writer: &mut Writer) {
+    /// Appends the settings to a snapshot.
+    pub fn write(&self, writer: &mut Writer) {
         let Self { temperature, text_temperature, top_k, top_k_text } = *self;
         writer.f64(temperature);
         writer.f64(text_temperature);
@@ -47,7 +48,11 @@ impl Sampling {
         writer.u64(top_k_text as u64);
     }
 
-    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self> {
+    /// Takes the settings from a snapshot.
+    ///
+    /// # Errors
+    /// [`Error::Snapshot`] for values out of range.
+    pub fn read(reader: &mut Reader<'_>) -> Result<Self> {
         let sampling = Self {
             temperature: reader.f64()?,
             text_temperature: reader.f64()?,

@@ -123,7 +123,7 @@ impl<E: Executor> LanguageModel<E> {
                 Ok(lane)
             })
             .collect::<Result<_>>()?;
-        self.state_of(lanes, rule)
+        Ok(self.state_of(lanes, rule))
     }
 
     /// An independent copy of a stream.
@@ -173,7 +173,7 @@ impl<E: Executor> LanguageModel<E> {
         }
         let branches = if rule.is_some() { 2 } else { 1 };
         let lanes = (0..branches).map(|_| self.empty_lane()).collect::<Result<_>>()?;
-        let mut state = self.state_of(lanes, rule)?;
+        let mut state = self.state_of(lanes, rule);
         state.delays.read(reader, &self.token_limits())?;
         let kept = state.kept();
         let dim = self.config.temporal.shape.dim;
@@ -202,16 +202,16 @@ impl<E: Executor> LanguageModel<E> {
         Ok(state)
     }
 
-    fn state_of(&self, lanes: Vec<Lane<E>>, guidance: Option<GuidanceRule>) -> Result<LmState<E>> {
+    fn state_of(&self, lanes: Vec<Lane<E>>, guidance: Option<GuidanceRule>) -> LmState<E> {
         let mut initial = vec![self.config.card as i64; self.config.num_streams()];
         initial[0] = self.config.text_card as i64;
-        Ok(LmState {
+        LmState {
             delays: DelayCache::new(self.config.delays.clone(), initial),
             lanes,
             guidance,
             context: self.config.temporal.context,
             ring_width: 2 * self.config.temporal.shape.heads.key_width(),
-        })
+        }
     }
 
     fn empty_lane(&self) -> Result<Lane<E>> {

@@ -87,8 +87,7 @@ impl<E: Executor> Decoder<E> {
         self.transformer.forward(
             exec,
             &mut x,
-            0,
-            &plan,
+            (0, &plan),
             streams,
             |s, layer| &mut s.lane.rings[layer],
             |_, _| None,

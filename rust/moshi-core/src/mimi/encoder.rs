@@ -95,8 +95,7 @@ impl<E: Executor> Encoder<E> {
         self.transformer.forward(
             exec,
             &mut x,
-            0,
-            &plan,
+            (0, &plan),
             streams,
             |s, layer| &mut s.lane.rings[layer],
             |_, _| None,

@@ -1,5 +1,6 @@
 //! `y = W x` for any number of rows, with a fixed order of summation.
 #![allow(unsafe_code, reason = "calls to functions compiled for a detected instruction set")]
+#![allow(clippy::inline_always, reason = "code must be compiled into each instruction set's copy")]
 
 use half::bf16;
 
