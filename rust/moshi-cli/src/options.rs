@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use moshi_core::exec::WeightType;
 use moshi_core::{CpuExecutor, Device, LoadOptions};
 
-/// Real-time speech models of the Moshi family: run, convert and check them.
+/// Real-time speech models of the Moshi family: run, encode, decode and check them.
 #[derive(Debug, Parser)]
 #[command(name = "moshi-rs", version, arg_required_else_help = true, max_term_width = 100)]
 #[command(after_help = "\
@@ -63,7 +63,7 @@ pub(crate) enum DeviceArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ExecutorArg {
-    /// Plain loops; results are the same bits on every machine.
+    /// Plain loops; a session's result does not depend on others, bit for bit.
     Scalar,
     /// Candle tensors.
     Candle,
@@ -99,7 +99,7 @@ impl ComputeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Audio file: wav, flac, mp3, ogg (Vorbis or Opus), m4a; any rate, any number of channels.
+    /// Audio file: wav, flac, mp3, ogg (Vorbis or Opus), m4a, webm, aiff; any rate, any number of channels.
     pub(crate) input: PathBuf,
     /// Write the model's audio to this wav file.
     #[arg(short, long)]

@@ -158,3 +158,13 @@ impl fmt::Display for TensorProblems {
         Ok(())
     }
 }
+
+/// Refuses NaN and infinities, naming the first.
+pub(crate) fn check_finite(what: &'static str, values: &[f32]) -> Result<()> {
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(i) => {
+            Err(Error::input(what, format!("value {} at index {i} is not finite", values[i])))
+        }
+    }
+}

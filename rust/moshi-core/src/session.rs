@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use crate::config::GenerationConfig;
 use crate::engine::{Frame, Slot, StreamState};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_finite};
 use crate::lm::{Conditions, Guidance, LmStreamOptions, Sampling};
-use crate::mimi::check_finite;
 use crate::model::Model;
 use crate::snapshot::{Reader, Writer};
 use crate::text::Detokenizer;

@@ -1,7 +1,7 @@
 //! The scalar executor: plain slices over the reference kernels of `moshi-kernels`.
 //!
-//! A row's result does not depend on other rows, on their number or on the machine: equal inputs
-//! give equal bits. One thread.
+//! A row's result does not depend on other rows, on their number or on the instruction set: within
+//! one build, equal inputs give equal bits. One thread.
 
 use std::ops::Range;
 

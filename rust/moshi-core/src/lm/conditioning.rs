@@ -7,9 +7,8 @@ use sha2::{Digest, Sha256};
 
 use crate::checkpoint::Catalog;
 use crate::config::{ConditionerConfig, ConditionerKind, FuserConfig, LmConfig};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_finite};
 use crate::exec::{Activation, Executor, HostMatrix, WeightType};
-use crate::mimi::check_finite;
 
 /// Value of one condition.
 #[derive(Clone, Debug, PartialEq)]

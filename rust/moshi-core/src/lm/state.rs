@@ -96,7 +96,11 @@ impl<E: Executor> LanguageModel<E> {
     pub fn new_state(&self, options: &LmStreamOptions) -> Result<LmState<E>> {
         let mut conditions = vec![options.conditions.clone()];
         let mut rule = None;
-        if let Some(guidance) = &options.guidance {
+        // A coefficient of 1 gives the conditioned logits: the null branch would be wasted.
+        let guides = |guidance: &&Guidance| {
+            guidance.coefficient.is_nan() || (guidance.coefficient - 1.0).abs() > f64::EPSILON
+        };
+        if let Some(guidance) = options.guidance.as_ref().filter(guides) {
             if !guidance.coefficient.is_finite() {
                 let reason = format!("{} is not a finite number", guidance.coefficient);
                 return Err(Error::input("guidance", reason));

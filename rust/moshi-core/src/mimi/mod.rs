@@ -12,6 +12,5 @@ mod model;
 mod quantizer;
 mod state;
 
-pub(crate) use model::check_finite;
 pub use model::{Mimi, MimiOptions, MimiParts, Window};
 pub use state::{DecoderState, EncoderState};

@@ -9,7 +9,7 @@ use super::quantizer::Quantizer;
 use super::state::{DecoderState, EncoderState};
 use crate::checkpoint::{Catalog, Fingerprint, TensorFile, layout};
 use crate::config::MimiConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_finite};
 use crate::exec::{Executor, Rotary, RotaryStyle};
 
 /// Frames per call of the offline paths: amortises weight reads, bounds memory.
@@ -407,13 +407,3 @@ impl<E: Executor> Mimi<E> {
 
 /// Ten minutes of positions; a ring of them stays far below memory limits.
 const MAX_WINDOW: usize = 16_384;
-
-/// Refuses NaN and infinities, naming the first.
-pub(crate) fn check_finite(what: &'static str, values: &[f32]) -> Result<()> {
-    match values.iter().position(|v| !v.is_finite()) {
-        None => Ok(()),
-        Some(i) => {
-            Err(Error::input(what, format!("value {} at index {i} is not finite", values[i])))
-        }
-    }
-}

@@ -1,8 +1,8 @@
 //! Reference kernels on plain slices, one thread.
 //!
 //! Every output value is computed by the same sequence of operations whatever the number of rows,
-//! their order or the instruction set, so results are equal bit for bit on every machine and do
-//! not depend on batch mates. They are the twins against which faster kernels are tested.
+//! their order or the instruction set, so results do not depend on batch mates, and are equal bit
+//! for bit on every machine that runs the same build (exponentials are the platform's). They are the twins against which faster kernels are tested.
 //!
 //! Axes: activations are `[row, width]`, rows of one stream adjacent; weights are `[out, in]`.
 
