@@ -38,16 +38,15 @@ test-python: develop ## Tests of the Python package, its types and its stubs
 
 .PHONY: develop
 develop: $(VENV)/ready ## Build the Python package in place, for development
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --quiet --locked
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --quiet --locked --extras dev
 
 $(VENV)/ready: pyproject.toml | tools
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --group dev
+	$(BIN)/python -m pip install --quiet "maturin>=1.9.4,<2"
 	touch $@
 
 .PHONY: lint
-lint: $(VENV)/ready ## Formatting, clippy, ruff; changes nothing
+lint: develop ## Formatting, clippy, ruff; changes nothing
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
@@ -55,7 +54,7 @@ lint: $(VENV)/ready ## Formatting, clippy, ruff; changes nothing
 	$(BIN)/ruff format --check
 
 .PHONY: fmt
-fmt: $(VENV)/ready ## Format Rust and Python
+fmt: develop ## Format Rust and Python
 	cargo fmt --all
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod commands;
+mod interrupt;
 mod options;
 mod output;
 pub mod verify;
@@ -15,7 +16,7 @@ use clap::error::ErrorKind;
 pub use output::CliError;
 
 /// Runs the command line `args` (program name first) and returns the exit code: 0 fine, 1 a check
-/// fell short, 2 usage or config, 3 checkpoint, 4 device, 5 input.
+/// fell short, 2 usage or config, 3 checkpoint, 4 device, 5 input, 130 interrupted.
 pub fn main_from(args: Vec<OsString>) -> i32 {
     let cli = match options::Cli::try_parse_from(args) {
         Ok(cli) => cli,

@@ -15,7 +15,8 @@ Examples:
   moshi-rs encode speech.flac -o speech.tokens.safetensors --model ./moshiko-pytorch-bf16
   moshi-rs info ./moshiko-pytorch-bf16
 
-Exit codes: 0 fine, 1 a check fell short, 2 usage or config, 3 checkpoint, 4 device, 5 input.")]
+Exit codes: 0 fine, 1 a check fell short, 2 usage or config, 3 checkpoint, 4 device, 5 input,
+130 interrupted.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

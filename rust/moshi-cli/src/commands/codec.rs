@@ -9,6 +9,7 @@ use moshi_core::mimi::{Mimi, MimiOptions, MimiParts};
 use moshi_core::with_executor;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
+use crate::interrupt::{EXIT_INTERRUPTED, Watch};
 use crate::options::{CodecArgs, DecodeArgs, EncodeArgs};
 use crate::output::{CliError, Result, line, progress};
 
@@ -46,6 +47,7 @@ fn encode_with<E: Executor>(exec: &E, args: &EncodeArgs) -> Result<i32> {
     let mut state = mimi.encoder_state()?;
     let (mut samples, mut codes) = (Vec::new(), Vec::new());
     let mut open = true;
+    let watch = Watch::new();
     while open {
         open = reader.read(&mut samples)?;
         if !open {
@@ -55,6 +57,9 @@ fn encode_with<E: Executor>(exec: &E, args: &EncodeArgs) -> Result<i32> {
         for pcm in samples[..whole].chunks_exact(frame) {
             codes.extend(mimi.encode_step(&mut [&mut state], pcm)?);
             bar.inc(1);
+            if watch.requested() {
+                return Ok(EXIT_INTERRUPTED);
+            }
         }
         samples.drain(..whole);
     }
@@ -103,7 +108,11 @@ fn decode_with<E: Executor>(exec: &E, args: &DecodeArgs) -> Result<i32> {
     let mut writer = WavWriter::create(&args.output, rate, 1)?;
     let mut state = mimi.decoder_state()?;
     let bar = progress(Some(frames as u64), "frames");
+    let watch = Watch::new();
     for t in 0..frames {
+        if watch.requested() {
+            return Ok(EXIT_INTERRUPTED);
+        }
         let frame: Vec<u32> = (0..count).map(|k| codes[k * frames + t]).collect();
         writer.write(&mimi.decode_step(&mut [&mut state], &frame)?)?;
         bar.inc(1);

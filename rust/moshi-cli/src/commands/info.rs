@@ -1,7 +1,10 @@
 //! `moshi-rs info`: what a folder holds, without loading weights.
 
+use std::path::Path;
+
+use moshi_core::Error;
 use moshi_core::checkpoint::{Repo, TensorFile};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::options::InfoArgs;
 use crate::output::{Result, line};
@@ -9,20 +12,11 @@ use crate::output::{Result, line};
 pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
     let repo = Repo::open(&args.model)?;
     let config = &repo.config;
-    let moshi = TensorFile::open(&repo.moshi_path()?)?;
-    let mimi = TensorFile::open(&repo.mimi_path()?)?;
-    let parameters = |file: &TensorFile| -> u64 {
-        file.tensors().values().map(|t| t.shape.iter().product::<usize>() as u64).sum()
-    };
     let temporal = &config.temporal;
-    let facts = json!({
-        "folder": repo.folder.display().to_string(),
-        "model_type": config.model_type.name(),
-        "language_model": {
-            "file": moshi.path().display().to_string(),
-            "bytes": moshi.len_bytes(),
-            "parameters": parameters(&moshi),
-            "tensors": moshi.tensors().len(),
+    let mut language_model = weights(&repo.moshi_path()?)?;
+    extend(
+        &mut language_model,
+        json!({
             "dim": temporal.shape.dim,
             "layers": temporal.shape.num_layers,
             "heads": temporal.shape.heads.query,
@@ -32,20 +26,28 @@ pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
             "audio_streams_out": config.num_generated,
             "latency_frames": config.max_delay(),
             "depth_layers": config.depth.as_ref().map_or(0, |d| d.shape.num_layers),
-            "conditions": config.conditioners.iter().map(|c| c.name.clone()).collect::<Vec<_>>(),
-        },
-        "codec": {
-            "file": mimi.path().display().to_string(),
-            "bytes": mimi.len_bytes(),
-            "parameters": parameters(&mimi),
+            "conditions": config.conditioners.iter().map(|c| &c.name).collect::<Vec<_>>(),
+        }),
+    );
+    let mut codec = weights(&repo.mimi_path()?)?;
+    extend(
+        &mut codec,
+        json!({
             "sample_rate_hz": repo.mimi_config.sample_rate_hz,
             "frame_rate_hz": repo.mimi_config.frame_rate_hz(),
             "frame_samples": repo.mimi_config.frame_samples,
             "codebooks_used": config.codec_codebooks(),
             "codebooks_stored": repo.mimi_config.total_codebooks,
             "codebook_size": repo.mimi_config.codebook_size,
-        },
-        "tokenizer": repo.tokenizer_path()?.display().to_string(),
+        }),
+    );
+    let tokenizer = repo.tokenizer_path()?;
+    let facts = json!({
+        "folder": repo.folder.display().to_string(),
+        "model_type": config.model_type.name(),
+        "language_model": language_model,
+        "codec": codec,
+        "tokenizer": { "file": tokenizer.display().to_string(), "present": tokenizer.exists() },
     });
     if args.json {
         line(format_args!("{facts:#}"))?;
@@ -65,9 +67,34 @@ pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
     Ok(0)
 }
 
-fn plain(value: &serde_json::Value) -> String {
+/// Size of a weights file, or that it is not there.
+fn weights(path: &Path) -> Result<Value> {
+    let file = match TensorFile::open(path) {
+        Err(Error::NotFound { .. }) => {
+            return Ok(json!({ "file": path.display().to_string(), "present": false }));
+        }
+        file => file?,
+    };
+    let parameters: u64 =
+        file.tensors().values().map(|t| t.shape.iter().product::<usize>() as u64).sum();
+    Ok(json!({
+        "file": path.display().to_string(),
+        "present": true,
+        "bytes": file.len_bytes(),
+        "parameters": parameters,
+        "tensors": file.tensors().len(),
+    }))
+}
+
+fn extend(object: &mut Value, more: Value) {
+    if let (Value::Object(object), Value::Object(more)) = (object, more) {
+        object.extend(more);
+    }
+}
+
+fn plain(value: &Value) -> String {
     match value {
-        serde_json::Value::String(text) => text.clone(),
+        Value::String(text) => text.clone(),
         other => other.to_string(),
     }
 }

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use moshi_audio::{MonoReader, WavWriter};
+use moshi_audio::{AudioReader, MonoReader, WavWriter};
 use moshi_core::lm::Sampling;
 use moshi_core::{Model, Session, SessionOptions};
 use serde_json::json;
 
+use crate::interrupt::{EXIT_INTERRUPTED, Watch};
 use crate::options::RunArgs;
 use crate::output::{CliError, Result, line, progress, spinner, text};
 
@@ -18,6 +19,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<i32> {
         let reason = format!("--pad {} is not between 0 and {MAX_PAD_SECONDS}", args.pad);
         return Err(CliError::Usage(reason));
     }
+    // A mistyped name should not cost the loading of a model.
+    drop(AudioReader::open(&args.input)?);
     let loading = spinner(format!("loading {}", args.model.display()));
     let model = Model::load(&args.model, &args.load_options());
     loading.finish_and_clear();
@@ -38,13 +41,17 @@ pub(crate) fn run(args: &RunArgs) -> Result<i32> {
     let mut times = Vec::new();
     let mut said = String::new();
     let mut open = true;
-    while open {
+    let watch = Watch::new();
+    while open && !watch.requested() {
         open = reader.read(&mut samples)?;
         if !open {
             samples.resize((samples.len() + pad).next_multiple_of(frame), 0.0);
         }
         let whole = samples.len() - samples.len() % frame;
         for pcm in samples[..whole].chunks_exact(frame) {
+            if watch.requested() {
+                break;
+            }
             let start = Instant::now();
             let output = session.step(pcm)?;
             times.push(start.elapsed());
@@ -63,7 +70,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<i32> {
     if let Some(writer) = writer {
         writer.finish()?;
     }
-    summarise(args, &model, &session, &said, &times)
+    summarise(args, &model, &session, &said, &times)?;
+    Ok(if watch.requested() { EXIT_INTERRUPTED } else { 0 })
 }
 
 fn session_options(args: &RunArgs, model: &Model) -> SessionOptions {
@@ -91,7 +99,7 @@ fn summarise(
     session: &Session,
     said: &str,
     times: &[Duration],
-) -> Result<i32> {
+) -> Result<()> {
     let info = model.info();
     let mut sorted: Vec<f64> = times.iter().map(|t| t.as_secs_f64() * 1e3).collect();
     sorted.sort_by(f64::total_cmp);
@@ -110,7 +118,7 @@ fn summarise(
             "real_time_factor": factor,
             "output": args.output.as_ref().map(|path| path.display().to_string()),
         }))?;
-        return Ok(0);
+        return Ok(());
     }
     line("")?;
     line(format_args!(
@@ -123,7 +131,7 @@ fn summarise(
     if let Some(path) = &args.output {
         line(format_args!("audio written to {}", path.display()))?;
     }
-    Ok(0)
+    Ok(())
 }
 
 /// Nearest-rank percentile of sorted values.
