@@ -122,7 +122,7 @@ fn summarise(
     }
     line("")?;
     line(format_args!(
-        "{} frames of {budget_ms:.0} ms on {}: p50 {p50:.2} ms, p95 {p95:.2} ms, p99 {p99:.2} ms \
+        "{} frames of {budget_ms:.0} ms ({}): p50 {p50:.2} ms, p95 {p95:.2} ms, p99 {p99:.2} ms \
          per frame, real-time factor {factor:.3}",
         sorted.len(),
         info.executor

@@ -1,6 +1,5 @@
 //! `y = W x` for any number of rows, with a fixed order of summation.
-#![allow(unsafe_code, reason = "calls to functions compiled for a detected instruction set")]
-#![allow(clippy::inline_always, reason = "code must be compiled into each instruction set's copy")]
+#![allow(unsafe_code, reason = "intrinsics of a detected instruction set")]
 
 use half::bf16;
 
@@ -36,7 +35,11 @@ impl MatrixRef<'_> {
 
 /// Dot product of two slices of equal length, in the crate's fixed order of summation.
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    dot_rows([a], b)[0]
+    #[cfg(target_arch = "x86_64")]
+    if let Some(avx2) = avx2::Avx2::detect() {
+        return avx2.dot_rows([a], b)[0];
+    }
+    Portable.dot_rows([a], b)[0]
 }
 
 /// `y[row, o] = bias[o] + sum_i x[row * row_stride + i] * w[o, i]`.
@@ -63,14 +66,22 @@ pub fn linear(
     let rows = y.len() / out_width;
     assert_eq!(y.len(), rows * out_width, "output is not [rows, out]");
     assert!(rows == 0 || x.len() >= (rows - 1) * row_stride + in_width, "input too short");
-    let job = Job { x, row_stride, in_width, out_width, bias };
+    let job = Job { x, row_stride, in_width, out_width, rows, bias };
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the CPU has AVX2, which is all that the function requires.
-        return unsafe { linear_avx2(&job, weight, y) };
+    if let Some(avx2) = avx2::Avx2::detect() {
+        return job.run(avx2, weight, y);
     }
-    linear_portable(&job, weight, y);
+    job.run(Portable, weight, y);
 }
+
+/// Dot products of some rows with one weight row, in the fixed order of summation.
+trait DotRows: Copy {
+    fn dot_rows<const ROWS: usize>(self, x: [&[f32]; ROWS], w: &[f32]) -> [f32; ROWS];
+}
+
+/// The definition of the result; any other implementation gives the same bits.
+#[derive(Clone, Copy)]
+struct Portable;
 
 #[derive(Clone, Copy)]
 struct Job<'a> {
@@ -78,86 +89,141 @@ struct Job<'a> {
     row_stride: usize,
     in_width: usize,
     out_width: usize,
+    rows: usize,
     bias: Option<&'a [f32]>,
 }
 
-// Multiplications and additions stay separate instructions (no fused multiply-add), so this
-// function computes the same bits as the portable one.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn linear_avx2(job: &Job<'_>, weight: MatrixRef<'_>, y: &mut [f32]) {
-    linear_portable(job, weight, y);
-}
-
-#[inline(always)]
-fn linear_portable(job: &Job<'_>, weight: MatrixRef<'_>, y: &mut [f32]) {
-    match weight {
-        MatrixRef::F32(values) => {
-            for (o, weight_row) in values.chunks_exact(job.in_width).enumerate() {
-                one_output(job, o, weight_row, y);
-            }
-        }
-        MatrixRef::Bf16(values) => {
-            let mut widened = vec![0.0; job.in_width];
-            for (o, weight_row) in values.chunks_exact(job.in_width).enumerate() {
-                for (wide, narrow) in widened.iter_mut().zip(weight_row) {
-                    *wide = narrow.to_f32();
+impl Job<'_> {
+    fn run(&self, dots: impl DotRows, weight: MatrixRef<'_>, y: &mut [f32]) {
+        match weight {
+            MatrixRef::F32(values) => {
+                for (o, weight_row) in values.chunks_exact(self.in_width).enumerate() {
+                    self.one_output(dots, o, weight_row, y);
                 }
-                one_output(job, o, &widened, y);
+            }
+            MatrixRef::Bf16(values) => {
+                let mut widened = vec![0.0; self.in_width];
+                for (o, weight_row) in values.chunks_exact(self.in_width).enumerate() {
+                    for (wide, narrow) in widened.iter_mut().zip(weight_row) {
+                        *wide = narrow.to_f32();
+                    }
+                    self.one_output(dots, o, &widened, y);
+                }
             }
         }
     }
-}
 
-#[inline(always)]
-fn one_output(job: &Job<'_>, o: usize, weight_row: &[f32], y: &mut [f32]) {
-    let bias = job.bias.map_or(0.0, |bias| bias[o]);
-    let row = |r: usize| &job.x[r * job.row_stride..r * job.row_stride + job.in_width];
-    let rows = y.len() / job.out_width;
-    let mut r = 0;
-    while r + BLOCK_ROWS <= rows {
-        let sums = dot_rows([row(r), row(r + 1), row(r + 2), row(r + 3)], weight_row);
-        for (i, sum) in sums.into_iter().enumerate() {
-            y[(r + i) * job.out_width + o] = sum + bias;
+    fn one_output(&self, dots: impl DotRows, o: usize, weight_row: &[f32], y: &mut [f32]) {
+        let bias = self.bias.map_or(0.0, |bias| bias[o]);
+        let row = |r: usize| &self.x[r * self.row_stride..r * self.row_stride + self.in_width];
+        let mut store = |r: usize, sums: &[f32]| {
+            for (i, sum) in sums.iter().enumerate() {
+                y[(r + i) * self.out_width + o] = sum + bias;
+            }
+        };
+        let (mut r, rows) = (0, self.rows);
+        while r + BLOCK_ROWS <= rows {
+            let block = [row(r), row(r + 1), row(r + 2), row(r + 3)];
+            store(r, &dots.dot_rows(block, weight_row));
+            r += BLOCK_ROWS;
         }
-        r += BLOCK_ROWS;
-    }
-    if r + 2 <= rows {
-        let sums = dot_rows([row(r), row(r + 1)], weight_row);
-        y[r * job.out_width + o] = sums[0] + bias;
-        y[(r + 1) * job.out_width + o] = sums[1] + bias;
-        r += 2;
-    }
-    if r < rows {
-        y[r * job.out_width + o] = dot_rows([row(r)], weight_row)[0] + bias;
+        if r + 2 <= rows {
+            store(r, &dots.dot_rows([row(r), row(r + 1)], weight_row));
+            r += 2;
+        }
+        if r < rows {
+            store(r, &dots.dot_rows([row(r)], weight_row));
+        }
     }
 }
 
-#[inline(always)]
-fn dot_rows<const ROWS: usize>(x: [&[f32]; ROWS], w: &[f32]) -> [f32; ROWS] {
-    let x = x.map(|row| &row[..w.len()]);
-    let mut lanes = [[0.0f32; LANES]; ROWS];
-    let whole = w.len() - w.len() % LANES;
-    let mut i = 0;
-    while i < whole {
-        let w_chunk: &[f32; LANES] = w[i..i + LANES].try_into().expect("chunk of LANES");
+impl DotRows for Portable {
+    fn dot_rows<const ROWS: usize>(self, x: [&[f32]; ROWS], w: &[f32]) -> [f32; ROWS] {
+        x.map(|x| {
+            let mut lanes = [0.0f32; LANES];
+            for (x, w) in x.chunks(LANES).zip(w.chunks(LANES)) {
+                for ((lane, x), w) in lanes.iter_mut().zip(x).zip(w) {
+                    *lane += x * w;
+                }
+            }
+            sum_lanes(lanes)
+        })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::{
+        __m256, _mm256_add_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    };
+
+    use super::{DotRows, LANES, sum_lanes};
+
+    /// Proof that the CPU has AVX2.
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx2(());
+
+    impl Avx2 {
+        pub(super) fn detect() -> Option<Self> {
+            std::arch::is_x86_feature_detected!("avx2").then_some(Self(()))
+        }
+    }
+
+    impl DotRows for Avx2 {
+        fn dot_rows<const ROWS: usize>(self, x: [&[f32]; ROWS], w: &[f32]) -> [f32; ROWS] {
+            // SAFETY: a value of this type exists only where AVX2 was detected.
+            unsafe { dot_rows(x, w) }
+        }
+    }
+
+    // Multiplications and additions stay separate instructions: a fused multiply-add would round
+    // once instead of twice and give other bits than the portable code.
+    #[target_feature(enable = "avx2")]
+    fn dot_rows<const ROWS: usize>(x: [&[f32]; ROWS], w: &[f32]) -> [f32; ROWS] {
+        let x = x.map(|row| &row[..w.len()]);
+        let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+        let whole = w.len() - w.len() % LANES;
+        let mut i = 0;
+        while i < whole {
+            let weights = load_lanes(w, i);
+            for r in 0..ROWS {
+                let values = load_lanes(x[r], i);
+                for half in 0..2 {
+                    let product = _mm256_mul_ps(values[half], weights[half]);
+                    sums[r][half] = _mm256_add_ps(sums[r][half], product);
+                }
+            }
+            i += LANES;
+        }
+        let mut out = [0.0; ROWS];
         for r in 0..ROWS {
-            let x_chunk: &[f32; LANES] = x[r][i..i + LANES].try_into().expect("chunk of LANES");
-            for lane in 0..LANES {
-                lanes[r][lane] += x_chunk[lane] * w_chunk[lane];
+            let mut lanes = [0.0f32; LANES];
+            // SAFETY: the array holds 16 floats: two unaligned stores of eight.
+            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums[r][0]) };
+            // SAFETY: as above, the second half.
+            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr().add(8), sums[r][1]) };
+            for ((lane, x), w) in lanes.iter_mut().zip(&x[r][whole..]).zip(&w[whole..]) {
+                *lane += x * w;
             }
+            out[r] = sum_lanes(lanes);
         }
-        i += LANES;
+        out
     }
-    for r in 0..ROWS {
-        for (lane, j) in (whole..w.len()).enumerate() {
-            lanes[r][lane] += x[r][j] * w[j];
-        }
+
+    /// Sixteen floats from index `i` on, which must exist.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn load_lanes(values: &[f32], i: usize) -> [__m256; 2] {
+        debug_assert!(i + LANES <= values.len());
+        // SAFETY: the caller's loop stays below the largest multiple of LANES in the length.
+        let low = unsafe { _mm256_loadu_ps(values.as_ptr().add(i)) };
+        // SAFETY: as above, eight floats further.
+        let high = unsafe { _mm256_loadu_ps(values.as_ptr().add(i + 8)) };
+        [low, high]
     }
-    lanes.map(sum_lanes)
 }
 
-#[inline(always)]
+#[inline]
 fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
@@ -211,8 +277,8 @@ mod tests {
         let mut dispatched = vec![0.0; 77];
         linear(&x, 203, 203, MatrixRef::F32(&w), None, &mut dispatched);
         let mut portable = vec![0.0; 77];
-        let job = Job { x: &x, row_stride: 203, in_width: 203, out_width: 11, bias: None };
-        linear_portable(&job, MatrixRef::F32(&w), &mut portable);
+        let job = Job { x: &x, row_stride: 203, in_width: 203, out_width: 11, rows: 7, bias: None };
+        job.run(Portable, MatrixRef::F32(&w), &mut portable);
         assert_eq!(dispatched, portable);
     }
 
