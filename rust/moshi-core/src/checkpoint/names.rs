@@ -104,11 +104,15 @@ pub(super) fn mimi_from_hugging_face(
 ) -> BTreeMap<String, Entry> {
     let mut entries = BTreeMap::new();
     let mut projections: BTreeMap<String, [Option<String>; 3]> = BTreeMap::new();
+    let decoder_indices = file.tensors().keys().filter_map(|name| {
+        name.strip_prefix("decoder.layers.")?.split('.').next()?.parse::<usize>().ok()
+    });
+    let last = decoder_indices.max().unwrap_or(0);
     for (name, info) in file.tensors() {
         let parts: Vec<&str> = name.split('.').collect();
         let canonical = match parts.as_slice() {
             [side @ ("encoder" | "decoder"), "layers", index, rest @ ..] => {
-                seanet_name(side, index, rest, info.shape.len())
+                seanet_name(side, index, rest, last)
             }
             [
                 side @ ("encoder_transformer" | "decoder_transformer"),
@@ -164,16 +168,15 @@ pub(super) fn mimi_from_hugging_face(
     entries
 }
 
-fn seanet_name(side: &str, index: &str, rest: &[&str], axes: usize) -> Option<String> {
+/// `last` is the index of the decoder's last module.
+fn seanet_name(side: &str, index: &str, rest: &[&str], last: usize) -> Option<String> {
     let index: usize = index.parse().ok()?;
-    // In the decoder every third module from index 2 on is a transposed convolution.
-    let transposed = side == "decoder" && index % 3 == 2 && index > 0;
+    // In the decoder every third module from index 2 on is a transposed convolution, but for the
+    // last one.
+    let transposed = side == "decoder" && index % 3 == 2 && index < last;
     let kind = if transposed { "convtr" } else { "conv" };
     match rest {
-        ["conv", leaf] => {
-            debug_assert!(axes > 0);
-            Some(format!("{side}.model.{index}.{kind}.{kind}.{leaf}"))
-        }
+        ["conv", leaf] => Some(format!("{side}.model.{index}.{kind}.{kind}.{leaf}")),
         ["block", inner, "conv", leaf] => {
             Some(format!("{side}.model.{index}.block.{inner}.conv.conv.{leaf}"))
         }

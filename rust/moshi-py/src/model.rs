@@ -1,0 +1,259 @@
+//! `StreamingModel`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use moshi_core::lm::Guidance;
+use moshi_core::{CpuExecutor, LoadOptions, Model, SessionOptions};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::options::{self, SamplingArgs};
+use crate::runtime::{self, Exclusive};
+use crate::session::{Output, Session};
+use crate::{array, errors, logging};
+
+/// A speech-to-speech or transcription model, loaded once and shared by any number of sessions.
+///
+/// ``step`` runs a default session, which opens at the first call; ``new_session`` opens more.
+#[pyclass(frozen, module = "moshi_rs")]
+pub(crate) struct StreamingModel {
+    model: Arc<Model>,
+    seed: Option<u64>,
+    default_session: Exclusive<Option<moshi_core::Session>>,
+}
+
+#[pymethods]
+impl StreamingModel {
+    /// Loads a model folder.
+    ///
+    /// Args:
+    ///     path_or_repo: Folder laid out like a public repository: ``config.json`` and the files
+    ///         that it names. This version carries no built-in model and downloads nothing.
+    ///     device: "auto", "cpu", "cuda" or "metal"; "auto" is the best device of this build.
+    ///     dtype: Storage of the language model's weights: "auto" keeps the checkpoint's type,
+    ///         "f32", "bf16".
+    ///     kv_dtype: Storage of keys and values: "auto" or "f32".
+    ///     seed: Seed of the default session; None draws one.
+    ///     threads: Upper bound of threads per step, at least 1. This version uses one.
+    ///     revision: Reserved for models from a hub; must be None.
+    ///
+    /// Returns:
+    ///     The model.
+    ///
+    /// Raises:
+    ///     ConfigError: An option or a field of the config that this version does not accept.
+    ///     CheckpointNotFoundError: The folder or one of its files is missing.
+    ///     CheckpointError: Weights that are damaged or do not fit the config; all disagreements
+    ///         are listed.
+    ///     DeviceError: The device is not in this build or not in this machine.
+    #[staticmethod]
+    #[pyo3(signature = (
+        path_or_repo=None, *, device="auto", dtype="auto", kv_dtype="auto", seed=None,
+        threads=None, revision=None
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "one per option of the Python API")]
+    fn load(
+        py: Python<'_>,
+        path_or_repo: Option<PathBuf>,
+        device: &str,
+        dtype: &str,
+        kv_dtype: &str,
+        seed: Option<&Bound<'_, PyAny>>,
+        threads: Option<&Bound<'_, PyAny>>,
+        revision: Option<&str>,
+    ) -> PyResult<Self> {
+        logging::install();
+        let Some(path) = path_or_repo else {
+            let reason = "this version carries no built-in model; pass a model folder";
+            return Err(errors::option("path_or_repo", "None", reason));
+        };
+        if let Some(revision) = revision {
+            let reason = "this version does not download; pass a model folder";
+            return Err(errors::option("revision", format!("\"{revision}\""), reason));
+        }
+        options::kv_dtype(kv_dtype)?;
+        options::threads(threads)?;
+        let options = LoadOptions {
+            device: options::device(device)?,
+            cpu_executor: CpuExecutor::default(),
+            dtype: options::dtype(dtype)?,
+        };
+        let seed = options::seed(seed)?;
+        let model = runtime::enter(py, || Model::load(&path, &options))?;
+        Ok(Self { model, seed, default_session: Exclusive::new("model's default session", None) })
+    }
+
+    /// Steps one frame of the default session: 80 ms in, 80 ms out.
+    ///
+    /// The session opens at the first call with the checkpoint's sampling settings and the seed
+    /// given to ``load``.
+    ///
+    /// Args:
+    ///     frame: Samples as for ``Session.step``, ``[frame_size]``.
+    ///
+    /// Returns:
+    ///     Own audio, float32 ``[frame_size]``, and new text, often empty.
+    ///
+    /// Raises:
+    ///     InputError: A wrong number of samples, or samples that are not finite.
+    ///     TypeError: Not an array, or an array of another dtype.
+    ///     SessionError: Another thread is stepping the default session.
+    fn step<'py>(&self, py: Python<'py>, frame: &Bound<'py, PyAny>) -> PyResult<Output<'py>> {
+        let frame = array::signal("frame", frame)?;
+        let output = runtime::enter(py, || {
+            let mut session = self.default_session.lock()?;
+            let session = match &mut *session {
+                Some(session) => session,
+                none => {
+                    let options = SessionOptions { seed: self.seed, ..SessionOptions::default() };
+                    none.insert(moshi_core::Session::new(&self.model, &options)?)
+                }
+            };
+            session.step(&frame)
+        })?;
+        Ok((array::vector(py, output.pcm), output.text))
+    }
+
+    /// Opens an independent session.
+    ///
+    /// Args:
+    ///     seed: Seed of the draws, 0 to 2**64 - 1; None draws one, which ``Session.seed`` shows.
+    ///     temperature: Temperature of audio tokens; 0 takes the most probable one.
+    ///     text_temperature: Temperature of text tokens.
+    ///     top_k: Audio tokens are drawn from this many most probable ones; 0 is all.
+    ///     top_k_text: As ``top_k``, for text tokens.
+    ///     conditions: Values of the model's conditions by name, over the model's defaults: a
+    ///         str, None (no value), a float array ``[positions, width]``, or a tuple of such an
+    ///         array and a mask ``[positions]``.
+    ///     guidance: Coefficient of classifier-free guidance.
+    ///
+    /// None, where nothing else is said, takes what the checkpoint recommends.
+    ///
+    /// Returns:
+    ///     The session.
+    ///
+    /// Raises:
+    ///     InputError: A setting out of range, or a condition that the model does not take.
+    #[pyo3(signature = (
+        *, seed=None, temperature=None, text_temperature=None, top_k=None, top_k_text=None,
+        conditions=None, guidance=None
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "one per option of the Python API")]
+    fn new_session(
+        &self,
+        py: Python<'_>,
+        seed: Option<&Bound<'_, PyAny>>,
+        temperature: Option<f64>,
+        text_temperature: Option<f64>,
+        top_k: Option<&Bound<'_, PyAny>>,
+        top_k_text: Option<&Bound<'_, PyAny>>,
+        conditions: Option<&Bound<'_, PyDict>>,
+        guidance: Option<f64>,
+    ) -> PyResult<Session> {
+        let sampling = SamplingArgs { temperature, text_temperature, top_k, top_k_text };
+        let given = conditions.map(options::conditions).transpose()?;
+        let options = SessionOptions {
+            seed: options::seed(seed)?,
+            sampling: Some(sampling.over(self.model.default_sampling())?),
+            conditions: given.map(|given| {
+                let mut all = self.model.default_conditions().clone();
+                all.extend(given);
+                all
+            }),
+            guidance: guidance.map(Guidance::new),
+            unprimed: false,
+        };
+        let session = runtime::enter(py, || moshi_core::Session::new(&self.model, &options))?;
+        Ok(Session::new(session))
+    }
+
+    /// Continues a session from its snapshot.
+    ///
+    /// Args:
+    ///     blob: Bytes from ``Session.snapshot`` of the same model, loaded with the same options.
+    ///
+    /// Returns:
+    ///     A new session that goes on where the other one was.
+    ///
+    /// Raises:
+    ///     InputError: Not an intact snapshot of this model.
+    fn restore(&self, py: Python<'_>, blob: &[u8]) -> PyResult<Session> {
+        let session = runtime::enter(py, || moshi_core::Session::restore(&self.model, blob))?;
+        Ok(Session::new(session))
+    }
+
+    /// Samples of a frame: an int, 1920 for the released models.
+    #[getter]
+    fn frame_size(&self) -> usize {
+        self.model.info().frame_samples
+    }
+
+    /// Samples per second, in and out: an int, 24000 for the released models.
+    #[getter]
+    fn sample_rate(&self) -> usize {
+        self.model.info().sample_rate_hz
+    }
+
+    /// Frames per second: a float, 12.5 for the released models.
+    #[getter]
+    fn frame_rate(&self) -> f64 {
+        self.model.info().frame_rate_hz
+    }
+
+    /// Largest delay of a stream in frames; own audio lags the user's frame by one more.
+    #[getter]
+    fn latency_frames(&self) -> usize {
+        self.model.info().latency_frames
+    }
+
+    /// Where the model runs: "cpu", "cuda" or "metal".
+    #[getter]
+    fn device(&self) -> &'static str {
+        self.model.info().device
+    }
+
+    /// Facts about the model.
+    ///
+    /// Returns:
+    ///     A dict with ``model_type``, ``device``, ``executor``, ``dtype``, ``sample_rate`` (Hz),
+    ///     ``frame_size`` (samples), ``frame_rate`` (Hz), ``latency_frames``, ``num_codebooks``
+    ///     (audio streams of the language model), ``text_vocabulary`` (tokens), ``conditions``
+    ///     (names) and ``sampling`` (a dict of the checkpoint's defaults).
+    fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let facts = self.model.info();
+        let config = self.model.config();
+        let defaults = self.model.default_sampling();
+        let sampling = PyDict::new(py);
+        sampling.set_item("temperature", defaults.temperature)?;
+        sampling.set_item("text_temperature", defaults.text_temperature)?;
+        sampling.set_item("top_k", defaults.top_k)?;
+        sampling.set_item("top_k_text", defaults.top_k_text)?;
+        sampling.set_item("guidance", config.generation.guidance)?;
+        let conditions: Vec<&str> = config.conditioners.iter().map(|c| c.name.as_str()).collect();
+        let info = PyDict::new(py);
+        info.set_item("model_type", facts.model_type.name())?;
+        info.set_item("device", facts.device)?;
+        info.set_item("executor", &facts.executor)?;
+        info.set_item("dtype", options::dtype_name(facts.dtype))?;
+        info.set_item("sample_rate", facts.sample_rate_hz)?;
+        info.set_item("frame_size", facts.frame_samples)?;
+        info.set_item("frame_rate", facts.frame_rate_hz)?;
+        info.set_item("latency_frames", facts.latency_frames)?;
+        info.set_item("num_codebooks", config.num_codebooks)?;
+        info.set_item("text_vocabulary", config.text_card_out)?;
+        info.set_item("conditions", conditions)?;
+        info.set_item("sampling", sampling)?;
+        Ok(info)
+    }
+
+    fn __repr__(&self) -> String {
+        let info = self.model.info();
+        format!(
+            "StreamingModel(model_type='{}', device='{}', dtype='{}')",
+            info.model_type.name(),
+            info.device,
+            options::dtype_name(info.dtype)
+        )
+    }
+}

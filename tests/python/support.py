@@ -1,0 +1,88 @@
+"""Reference cases and comparisons that the tests share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import moshi_rs
+
+Array = NDArray[Any]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GOLDEN = REPOSITORY / "tests" / "golden"
+DIALOGUE = GOLDEN / "dialogue_repo"
+
+FRAME = 1920
+GREEDY: dict[str, Any] = {"temperature": 0.0, "text_temperature": 0.0}
+
+SNAPSHOT_HEADER = 8 + 4 + 32 + 8
+SNAPSHOT_CHECKSUM = 32
+
+
+def tensors(path: Path) -> dict[str, Array]:
+    """Tensors of a file by name."""
+    loaded: dict[str, Array] = load_file(path)
+    assert loaded, f"{path} is empty"
+    return loaded
+
+
+def expected(case: str, name: str = "expected.safetensors") -> dict[str, Array]:
+    """Inputs and outputs of a reference case."""
+    return tensors(GOLDEN / case / name)
+
+
+def notes(case: str) -> dict[str, Any]:
+    """Notes of a reference case."""
+    loaded: dict[str, Any] = json.loads((GOLDEN / case / "case.json").read_text())
+    return loaded
+
+
+def copy_case(case: str, target: Path) -> Path:
+    """A writable copy of a case's folder."""
+    shutil.copytree(GOLDEN / case, target, copy_function=shutil.copyfile)
+    target.chmod(0o755)
+    return target
+
+
+def edit_config(folder: Path, **fields: object) -> None:
+    """Replaces fields of a folder's ``config.json``."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def seal(blob: bytes) -> bytes:
+    """Gives a forged snapshot a matching length and checksum."""
+    payload = blob[SNAPSHOT_HEADER:-SNAPSHOT_CHECKSUM]
+    header = blob[: SNAPSHOT_HEADER - 8] + struct.pack("<Q", len(payload))
+    return header + payload + hashlib.sha256(header + payload).digest()
+
+
+def snr_db(got: Array, want: Array) -> float:
+    """Signal-to-noise ratio of an approximation in dB."""
+    noise = np.sum((got.astype(np.float64) - want) ** 2)
+    return float(10 * np.log10(np.sum(want.astype(np.float64) ** 2) / max(float(noise), 1e-300)))
+
+
+def assert_close_logits(got: Array, want: Array) -> None:
+    """Agreement to 1e-4 of the standard deviation."""
+    assert got.shape == want.shape
+    assert float(np.max(np.abs(got - want))) <= 1e-4 * float(np.std(want))
+
+
+def run(session: moshi_rs.Session, frames: Iterable[Array]) -> tuple[Array, list[str]]:
+    """Audio ``[frame, FRAME]`` and texts of a session fed some frames."""
+    outputs = [session.step(frame) for frame in frames]
+    pcm = np.array([pcm for pcm, _ in outputs], np.float32).reshape(-1, FRAME)
+    return pcm, [text for _, text in outputs]
