@@ -264,7 +264,7 @@ def mimi_case(folder: Path, seed: int, config: dict[str, Any], frames: int) -> N
     renamed = {}
     for name, value in weights.items():
         for split, joined in packed.items():
-            name = name.replace(split, joined)  # noqa: PLW2901
+            name = name.replace(split, joined)
         renamed[name] = value
     save_file(renamed, folder / "mimi.safetensors")
     frame = codec.frame_size
