@@ -1,13 +1,12 @@
 //! `Mimi`, the codec.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard};
 
-use moshi_core::checkpoint::Repo;
-use moshi_core::config::MimiConfig;
+use moshi_core::checkpoint::CodecFiles;
 use moshi_core::exec::Scalar;
 use moshi_core::mimi::{DecoderState, EncoderState};
-use moshi_core::{Error, Result};
+use moshi_core::Result;
 use numpy::{PyArray2, PyArrayDyn};
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -18,9 +17,6 @@ use crate::session::check_distinct;
 use crate::{array, errors, logging, options, runtime};
 
 pub(crate) type Codec = moshi_core::mimi::Mimi<Scalar>;
-
-/// Codec config that is looked for beside a file of weights.
-const CONFIG_NAME: &str = "mimi_config.json";
 
 /// Mimi, the streaming audio codec: 24 kHz audio to 12.5 frames of tokens per second and back.
 ///
@@ -36,9 +32,9 @@ impl Mimi {
     /// Loads a codec.
     ///
     /// Args:
-    ///     path: A safetensors file of weights, or a model folder whose config names it. A file
-    ///         ``mimi_config.json`` beside a file of weights is used; without one, the values of
-    ///         the public Mimi hold.
+    ///     path: A safetensors file of weights, a model folder whose config names it, or a folder
+    ///         with a codec alone. The config is ``mimi_config.json`` (or Hugging Face's
+    ///         ``config.json``) beside the weights, else that of the public Mimi.
     ///     num_codebooks: Codebooks to use, 1 to those stored. Codes of the first ones do not
     ///         depend on how many are used.
     ///     mode: "exact": f32 weights. ("fast" is reserved.)
@@ -80,8 +76,8 @@ impl Mimi {
         )?;
         options::threads(threads)?;
         let codec = runtime::enter(py, || {
-            let (file, config) = locate(&path)?;
-            Codec::load(&Scalar, &file, &config, &options)
+            let CodecFiles { weights, config } = CodecFiles::open(&path)?;
+            Codec::load(&Scalar, &weights, &config, &options)
         })?;
         Ok(Self { codec: Arc::new(codec) })
     }
@@ -384,21 +380,4 @@ impl Mimi {
         check_distinct("stream", streams)?;
         streams.iter().map(|stream| stream.get().lock_for(&self.codec)).collect()
     }
-}
-
-/// Weights and config behind a path given by the caller.
-fn locate(path: &Path) -> Result<(PathBuf, MimiConfig)> {
-    if path.is_dir() || path.file_name().is_some_and(|name| name == "config.json") {
-        let repo = Repo::open(path)?;
-        return Ok((repo.mimi_path()?, repo.mimi_config));
-    }
-    let config = path.with_file_name(CONFIG_NAME);
-    let config = if path.is_file() && config.is_file() {
-        let text = std::fs::read_to_string(&config)
-            .map_err(|source| Error::Io { path: config.clone(), source })?;
-        MimiConfig::from_json(&config.display().to_string(), &text)?
-    } else {
-        MimiConfig::default()
-    };
-    Ok((path.to_path_buf(), config))
 }

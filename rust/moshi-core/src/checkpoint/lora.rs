@@ -46,7 +46,7 @@ impl Lora {
             let fits = matches!(
                 (a.shape.as_slice(), b.shape.as_slice(), target),
                 ([rank, input], [output, rank_b], [rows, cols])
-                    if rank == rank_b && input == cols && output == rows
+                    if rank == rank_b && *rank > 0 && input == cols && output == rows
             );
             if !fits {
                 problems.misshapen.push(format!(

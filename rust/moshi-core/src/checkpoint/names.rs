@@ -38,7 +38,9 @@ pub(super) fn language_model(
             Some(depth) if name.starts_with("depformer.") => depth.num_sets(),
             _ => 1,
         };
-        let rows = shape.first().copied().unwrap_or(0);
+        let &[rows, _] = shape else {
+            return Err(format!("{name}: expected a matrix, got {shape:?}"));
+        };
         if !rows.is_multiple_of(sets) {
             return Err(format!("{name}: {rows} rows do not divide by {sets} weight sets"));
         }

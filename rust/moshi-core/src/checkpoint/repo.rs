@@ -96,36 +96,44 @@ pub struct CodecFiles {
 }
 
 impl CodecFiles {
-    /// Finds a codec in a model folder, in a folder with a codec alone (`config.json` of Hugging
-    /// Face's kind and `model.safetensors`), or as a safetensors file, whose config is
-    /// `mimi_config.json` beside it if there is one.
+    /// Finds a codec in a model folder, in a folder with a codec alone, or as a safetensors file.
+    /// Its config is `mimi_config.json`, or a `config.json` of Hugging Face's kind, beside the
+    /// weights, else that of the public Mimi.
     ///
     /// # Errors
     /// [`Error::NotFound`], else as the config parsers.
     pub fn open(path: &Path) -> Result<Self> {
         let extension = path.extension().unwrap_or_default();
         if extension == "safetensors" || path.is_file() && extension != "json" {
-            let beside = path.with_file_name("mimi_config.json");
-            let config =
-                if beside.exists() { codec_config(&beside)? } else { MimiConfig::default() };
+            let own = path.with_file_name("mimi_config.json");
+            let theirs = path.with_file_name("config.json");
+            let config = if own.exists() {
+                codec_config(&own)?
+            } else if is_codec_config(&theirs) {
+                codec_config(&theirs)?
+            } else {
+                MimiConfig::default()
+            };
             return Ok(Self { weights: path.into(), config });
         }
         let config_path = path.join("config.json");
-        let is_codec = |text: &str| {
-            let json: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
-            json["model_type"] == "mimi"
-        };
-        if config_path.exists() && is_codec(&read_text(&config_path)?) {
-            let weights = path.join("model.safetensors");
-            return Ok(Self { weights, config: codec_config(&config_path)? });
+        if is_codec_config(&config_path) {
+            return Self::open(&path.join("model.safetensors"));
         }
         let alone = path.join("mimi.safetensors");
-        if path.is_dir() && !config_path.exists() && alone.exists() {
+        if !config_path.exists() && alone.exists() {
             return Self::open(&alone);
         }
         let repo = Repo::open(path)?;
         Ok(Self { weights: repo.mimi_path()?, config: repo.mimi_config })
     }
+}
+
+/// True for a `config.json` of Hugging Face's codec class.
+fn is_codec_config(path: &Path) -> bool {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    json["model_type"] == "mimi"
 }
 
 fn codec_config(path: &Path) -> Result<MimiConfig> {

@@ -313,7 +313,7 @@ impl LmConfig {
             depth,
             card,
             text_card,
-            text_card_out: f.positive_or("text_card_out", text_card)?,
+            text_card_out: f.count_or("text_card_out", text_card, text_card + 1)?,
             demux_second_stream: demux,
             text_padding_id: f.size_or("existing_text_padding_id", 3)?,
             text_end_padding_id: f.size_or("existing_text_end_padding_id", 0)?,

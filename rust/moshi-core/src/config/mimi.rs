@@ -106,6 +106,10 @@ impl MimiConfig {
             return Err(f.error("frame_rate", frame_rate, reason));
         }
         let positions_per_frame = resample as usize;
+        if hop * positions_per_frame > MAX_FRAME_SAMPLES {
+            let reason = format!("a frame must have at most {MAX_FRAME_SAMPLES} samples");
+            return Err(f.error("frame_rate", frame_rate, reason));
+        }
         let dim = seanet.dimension;
         let heads = heads(&transformer, dim)?;
         let max_period = transformer.number_or("max_period", 10_000.0)?;
@@ -133,6 +137,9 @@ impl MimiConfig {
         Ok(config)
     }
 }
+
+/// More than a minute of audio; every frame is one buffer.
+const MAX_FRAME_SAMPLES: usize = 1 << 21;
 
 fn check_width(f: &Fields<'_>, name: &str, dim: usize) -> Result<()> {
     let width = f.positive_or(name, dim)?;

@@ -69,7 +69,7 @@ impl DelayCache {
 
     /// True while the stream's input is the initial token, or would be within `extra` more frames.
     pub fn before_start(&self, stream: usize, extra: u64) -> bool {
-        self.offset <= self.delays[stream] as u64 + extra
+        self.offset <= (self.delays[stream] as u64).saturating_add(extra)
     }
 
     /// Ends the step: stores the tokens generated in it (streams from the first on) and returns

@@ -101,7 +101,7 @@ impl<E: Executor> LanguageModel<E> {
             guidance.coefficient.is_nan() || (guidance.coefficient - 1.0).abs() > f64::EPSILON
         };
         if let Some(guidance) = options.guidance.as_ref().filter(guides) {
-            if !guidance.coefficient.is_finite() {
+            if !(guidance.coefficient as f32).is_finite() {
                 let reason = format!("{} is not a finite number", guidance.coefficient);
                 return Err(Error::input("guidance", reason));
             }
