@@ -88,7 +88,14 @@ impl<'f> Catalog<'f> {
         let mut problems = TensorProblems::default();
         for (name, info) in file.tensors() {
             match rename(name, &info.shape) {
-                Ok(renamed) => entries.extend(renamed),
+                Ok(renamed) => {
+                    for (canonical, entry) in renamed {
+                        if entries.insert(canonical.clone(), entry).is_some() {
+                            let again = format!("{name} (another spelling of {canonical})");
+                            problems.unexpected.push(again);
+                        }
+                    }
+                }
                 Err(problem) => problems.misshapen.push(problem),
             }
         }

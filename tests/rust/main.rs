@@ -1,0 +1,24 @@
+//! The test suite of moshi-rs: one binary, so that it links once.
+//!
+//! Every test of a model runs under both executors: bit for bit under the scalar one, equal
+//! tokens and close floats under Candle's.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+#[macro_use]
+mod support;
+
+mod batching;
+mod cli;
+mod golden_vectors;
+mod hostile_configs;
+mod hostile_files;
+mod hostile_inputs;
+mod layering;
+mod layouts;
+mod memory;
+mod parity;
+mod rings;
+mod snapshots;
+mod snapshots_forged;
+mod streaming;
+mod text;
