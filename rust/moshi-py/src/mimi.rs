@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard};
 
+use moshi_core::Result;
 use moshi_core::checkpoint::CodecFiles;
 use moshi_core::exec::Scalar;
 use moshi_core::mimi::{DecoderState, EncoderState};
-use moshi_core::Result;
 use numpy::{PyArray2, PyArrayDyn};
 use pyo3::prelude::*;
 use pyo3::types::PyString;
