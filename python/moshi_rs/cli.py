@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 fine, 1 a check fell short, 2 usage or config, 3 checkpoint, 4 device,
-        5 input.
+        5 input, 130 interrupted.
     """
     arguments = sys.argv[1:] if argv is None else argv
     # Native code writes to the same files without Python's buffers.

@@ -1,4 +1,4 @@
-//! Ctrl-C: a streaming loop ends its file properly, anything else stops at once. A second Ctrl-C
+//! Ctrl-C: a streaming loop leaves no half-written file, anything else stops at once. A second Ctrl-C
 //! always stops at once.
 
 use std::sync::Once;

@@ -48,6 +48,9 @@ pub(crate) struct ComputeArgs {
     /// Implementation on the CPU.
     #[arg(long, value_enum, default_value_t = ExecutorArg::Scalar)]
     pub(crate) executor: ExecutorArg,
+    /// Upper bound of threads, at least 1. The scalar executor uses one.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

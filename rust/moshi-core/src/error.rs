@@ -159,12 +159,17 @@ impl fmt::Display for TensorProblems {
     }
 }
 
-/// Refuses NaN and infinities, naming the first.
+/// Far above any audio, latent or condition, far below what overflows inside a model: one such
+/// value would stay in a stream's attention window as NaN.
+const MAX_MAGNITUDE: f32 = 1e6;
+
+/// Refuses NaN, infinities and absurd magnitudes, naming the first.
 pub(crate) fn check_finite(what: &'static str, values: &[f32]) -> Result<()> {
-    match values.iter().position(|v| !v.is_finite()) {
-        None => Ok(()),
-        Some(i) => {
-            Err(Error::input(what, format!("value {} at index {i} is not finite", values[i])))
-        }
-    }
+    let Some(i) = values.iter().position(|v| v.is_nan() || v.abs() > MAX_MAGNITUDE) else {
+        return Ok(());
+    };
+    let value = values[i];
+    let limit =
+        if value.is_finite() { format!("above {MAX_MAGNITUDE:e}") } else { "not finite".into() };
+    Err(Error::input(what, format!("value {value} at index {i} is {limit}")))
 }

@@ -176,8 +176,10 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Input`] for samples that are not finite, [`Error::Capacity`] when more than
-    /// [`MAX_WAITING_FRAMES`] results would wait; nothing is taken then.
+    /// [`MAX_WAITING_FRAMES`] results would wait; nothing is taken then. [`Error::Session`] after
+    /// a failed step.
     pub fn push(&mut self, samples: &[f32]) -> Result<usize> {
+        self.check_whole()?;
         check_finite("samples", samples)?;
         let frame = self.model.info().frame_samples;
         let frames = (self.partial.len() + samples.len()) / frame;

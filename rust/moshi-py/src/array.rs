@@ -7,6 +7,7 @@ use numpy::{
     Element, IxDyn, PyArray1, PyArray2, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods,
     PyUntypedArray, PyUntypedArrayMethods,
 };
+use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 
 use crate::errors;
@@ -97,7 +98,10 @@ pub(crate) fn codes(what: &str, value: &Bound<'_, PyAny>) -> PyResult<Array<u32>
 /// Tokens, `[streams]`: an array or a sequence of integers.
 pub(crate) fn tokens(what: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
     if value.cast::<PyUntypedArray>().is_err() {
-        return value.extract().map_err(|_| {
+        return value.extract().map_err(|error: PyErr| {
+            if error.is_instance_of::<PyOverflowError>(value.py()) {
+                return errors::input(what, "a token is out of range");
+            }
             errors::wrong_type(what, "expected an integer array or a sequence of integers")
         });
     }

@@ -50,7 +50,7 @@ mod _core {
     ///
     /// Returns:
     ///     The exit code: 0 fine, 1 a check fell short, 2 usage or config, 3 checkpoint,
-    ///     4 device, 5 input.
+    ///     4 device, 5 input, 130 interrupted.
     #[pyfunction]
     fn cli_main(py: Python<'_>, args: Vec<OsString>) -> PyResult<i32> {
         runtime::enter(py, || Ok(moshi_cli::main_from(args)))

@@ -10,9 +10,9 @@ use numpy::{PyArray1, PyArray2};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::array;
 use crate::language_model::Weights;
 use crate::runtime::{self, Exclusive};
+use crate::{array, options};
 
 /// Settings that stay for the life of a stream.
 #[derive(Clone, Copy)]
@@ -102,9 +102,10 @@ impl LmStream {
         &self,
         py: Python<'_>,
         tokens: &Bound<'_, PyAny>,
-        text: Option<i64>,
+        text: Option<&Bound<'_, PyAny>>,
         audio: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<LmStep> {
+        let text = text.map(|text| options::whole::<i64>("text", text)).transpose()?;
         let user_tokens = array::tokens("tokens", tokens)?;
         let audio = audio.map(|audio| array::tokens("audio", audio)).transpose()?;
         let output = runtime::enter(py, || {

@@ -87,15 +87,18 @@ fn encode_with<E: Executor>(exec: &E, args: &EncodeArgs) -> Result<i32> {
 }
 
 fn decode_with<E: Executor>(exec: &E, args: &DecodeArgs) -> Result<i32> {
-    let file = TensorFile::open(&args.input)?;
-    let shape = file.info(CODES)?.shape.clone();
+    // Whatever is wrong with this file, it is input and no checkpoint.
+    let bad = |error: moshi_core::Error| CliError::Input(format!("token file: {error}"));
+    let file = TensorFile::open(&args.input).map_err(bad)?;
+    let shape = file.info(CODES).map_err(bad)?.shape.clone();
     let [count, frames] = shape[..] else {
         let path = args.input.display();
         let reason = format!("{path}: `{CODES}` has shape {shape:?}, expected [codebook, frame]");
         return Err(CliError::Input(reason));
     };
     let codes = file
-        .read_i64(CODES)?
+        .read_i64(CODES)
+        .map_err(bad)?
         .into_iter()
         .map(|code| {
             u32::try_from(code).map_err(|_| {

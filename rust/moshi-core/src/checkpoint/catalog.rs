@@ -195,12 +195,16 @@ impl<'f> Catalog<'f> {
     /// As [`Catalog::read`].
     pub fn matrix(&self, name: &str) -> Result<HostMatrix> {
         let data = self.read(name)?;
-        let rows = self.entries[name].shape[0];
+        let rows = self.entries[name].shape.first().copied().unwrap_or(0);
+        if data.is_empty() || rows == 0 {
+            let reason = format!("tensor {name} is empty");
+            return Err(Error::Checkpoint { path: self.file.path().into(), reason });
+        }
         Ok(HostMatrix { rows, cols: data.len() / rows, data })
     }
 
-    /// True when every weight matrix of the file is stored in 16 bits.
-    pub fn is_half_precision(&self) -> bool {
+    /// True when every weight matrix of the file is stored in bf16.
+    pub fn is_bf16(&self) -> bool {
         let float = self.file.tensors().values().filter(|info| info.shape.len() == 2);
         let mut float = float.peekable();
         float.peek().is_some() && float.all(|info| info.dtype == safetensors::Dtype::BF16)

@@ -132,7 +132,7 @@ impl TensorFile {
         })
     }
 
-    /// Values of an integer tensor (I64, I32, U8, BOOL) as i64.
+    /// Values of an integer tensor (I64, I32, U32, I16, U16, U8, BOOL) as i64.
     ///
     /// # Errors
     /// As [`TensorFile::read_f32`].
@@ -144,8 +144,19 @@ impl TensorFile {
             Dtype::I32 => {
                 bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect()
             }
+            Dtype::U32 => {
+                bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b).into()).collect()
+            }
+            Dtype::I16 => {
+                bytes.as_chunks().0.iter().map(|b| i16::from_le_bytes(*b).into()).collect()
+            }
+            Dtype::U16 => {
+                bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b).into()).collect()
+            }
             Dtype::U8 | Dtype::BOOL => bytes.iter().map(|&b| b.into()).collect(),
-            other => return Err(self.wrong_type(name, other, "I64, I32, U8 or BOOL")),
+            other => {
+                return Err(self.wrong_type(name, other, "I64, I32, U32, I16, U16, U8 or BOOL"));
+            }
         })
     }
 

@@ -34,7 +34,7 @@ impl ModelType {
 }
 
 /// Names of the files of a repository.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelFiles {
     /// Language-model weights.
     pub moshi_name: String,
@@ -293,7 +293,7 @@ impl LmConfig {
         }
         let text_card = f.positive_or("text_card", 32_000)?;
         let temporal = temporal(f)?;
-        let depth = depth(f, num_generated, &temporal.shape)?;
+        let depth = depth(f, num_generated)?;
         ignored_and_fixed(f)?;
         let conditioners = conditioners(f)?;
         let fuser = fuser(f, &conditioners)?;
@@ -336,6 +336,12 @@ impl LmConfig {
 }
 
 const MODEL_TYPES: [&str; 4] = ["moshi", "hibiki", "stt", "tts"];
+/// Above it every distribution is uniform to the eye.
+pub(crate) const MAX_TEMPERATURE: f64 = 100.0;
+/// Far above any useful strength of guidance.
+const MAX_GUIDANCE: f64 = 1000.0;
+/// Below this, the gated width is zero.
+const MIN_FEEDFORWARD: usize = 2;
 /// Ten seconds: far above the two frames of released models, low enough to bound the delay cache.
 const MAX_DELAY: usize = 125;
 
@@ -373,11 +379,16 @@ fn shape(
         let reason = format!("must divide {heads_name} = {query}");
         return Err(f.error(&name("kv_repeat"), repeat, reason));
     }
+    let dim_feedforward = ff(dim)?;
+    if dim_feedforward < MIN_FEEDFORWARD {
+        let reason = format!("gives a feed-forward width below {MIN_FEEDFORWARD}");
+        return Err(f.error(&dim_name, dim, reason));
+    }
     Ok(TransformerShape {
         dim,
         heads: Heads { query, key: query / repeat, width: dim / query },
         num_layers: f.at_most(&layers_name, f.required(&layers_name)?, MAX_COUNT)?,
-        dim_feedforward: ff(dim)?,
+        dim_feedforward,
     })
 }
 
@@ -409,13 +420,29 @@ fn hidden_scale(f: &Fields<'_>) -> Result<f64> {
     Ok(scale)
 }
 
-fn depth(
-    f: &Fields<'_>,
-    num_generated: usize,
-    temporal: &TransformerShape,
-) -> Result<Option<DepthConfig>> {
-    let depth_fields: Vec<&str> = f.names().filter(|name| name.starts_with("depformer_")).collect();
-    for name in depth_fields {
+/// Depth fields that the original ignores or that nothing released depends on.
+const UNUSED_DEPTH_FIELDS: &[&str] =
+    &["depformer_context", "depformer_causal", "depformer_max_period"];
+/// Depth fields, which mean nothing in a model without a depth transformer.
+const DEPTH_FIELDS: &[&str] = &[
+    "depformer_dim",
+    "depformer_dim_feedforward",
+    "depformer_gating",
+    "depformer_kv_repeat",
+    "depformer_layer_scale",
+    "depformer_low_rank_embeddings",
+    "depformer_multi_linear",
+    "depformer_norm",
+    "depformer_num_heads",
+    "depformer_num_layers",
+    "depformer_pos_emb",
+    "depformer_weights_per_step",
+    "depformer_weights_per_step_schedule",
+];
+
+fn depth(f: &Fields<'_>, num_generated: usize) -> Result<Option<DepthConfig>> {
+    let meaningless = if num_generated == 0 { DEPTH_FIELDS } else { &[] };
+    for name in UNUSED_DEPTH_FIELDS.iter().chain(meaningless) {
         f.get(name);
     }
     if num_generated == 0 {
@@ -454,7 +481,6 @@ fn depth(
         },
     };
     let low_rank = f.size("depformer_low_rank_embeddings")?.filter(|&rank| rank > 0);
-    debug_assert!(temporal.dim > 0);
     Ok(Some(DepthConfig { shape, schedule, low_rank, output_norm }))
 }
 
@@ -557,15 +583,25 @@ fn fuser(f: &Fields<'_>, conditioners: &[ConditionerConfig]) -> Result<FuserConf
 fn generation(f: &Fields<'_>) -> Result<GenerationConfig> {
     let Some(g) = f.object("lm_gen_config")? else { return Ok(GenerationConfig::default()) };
     let d = GenerationConfig::default();
-    let text_alias = g.number_or("text_temp", d.text_temperature)?;
-    Ok(GenerationConfig {
+    let within = |name: &str, default: f64, range: std::ops::RangeInclusive<f64>| {
+        let value = g.number_or(name, default)?;
+        if range.contains(&value) {
+            return Ok(value);
+        }
+        let reason = format!("must be between {} and {}", range.start(), range.end());
+        Err(g.error(name, value, reason))
+    };
+    let text_alias = within("text_temp", d.text_temperature, 0.0..=MAX_TEMPERATURE)?;
+    let config = GenerationConfig {
         use_sampling: g.flag_or("use_sampling", d.use_sampling)?,
-        temperature: g.number_or("temp", d.temperature)?,
-        text_temperature: g.number_or("temp_text", text_alias)?,
+        temperature: within("temp", d.temperature, 0.0..=MAX_TEMPERATURE)?,
+        text_temperature: within("temp_text", text_alias, 0.0..=MAX_TEMPERATURE)?,
         top_k: g.size_or("top_k", d.top_k)?,
         top_k_text: g.size_or("top_k_text", d.top_k_text)?,
-        guidance: g.number_or("cfg_coef", d.guidance)?,
-    })
+        guidance: within("cfg_coef", d.guidance, -MAX_GUIDANCE..=MAX_GUIDANCE)?,
+    };
+    g.warn_about_unknown();
+    Ok(config)
 }
 
 impl LmConfig {
@@ -578,5 +614,34 @@ impl LmConfig {
             let known: Vec<&str> = self.conditioners.iter().map(|c| c.name.as_str()).collect();
             Error::input("conditions", format!("no condition `{name}`; the model has {known:?}"))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(field: &str, value: Value) -> Result<LmConfig> {
+        let text = include_str!("presets/moshi_7b.json");
+        let mut json: Value = serde_json::from_str(text).unwrap();
+        json[field] = value;
+        LmConfig::from_json("test", &json.to_string())
+    }
+
+    #[test]
+    fn widths_that_round_to_nothing_are_refused() {
+        for (field, value) in
+            [("hidden_scale", Value::from(1e-9)), ("depformer_dim_feedforward", Value::from(1))]
+        {
+            assert!(matches!(with(field, value), Err(Error::Config { .. })), "{field}");
+        }
+    }
+
+    #[test]
+    fn recommended_settings_out_of_range_name_their_field() {
+        for (name, value) in [("temp", -1.0), ("temp_text", 1e9), ("cfg_coef", 1e300)] {
+            let error = with("lm_gen_config", serde_json::json!({ name: value })).unwrap_err();
+            assert!(error.to_string().contains(&format!("lm_gen_config.{name}")), "{error}");
+        }
     }
 }

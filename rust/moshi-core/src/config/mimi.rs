@@ -98,14 +98,15 @@ impl MimiConfig {
         let frame_rate = f.number_or("frame_rate", 12.5)?;
         let hop: usize = seanet.ratios.iter().product();
         let resample = sample_rate_hz as f64 / hop as f64 / frame_rate;
-        if !(resample.fract().abs() < 1e-9 && (2.0..=64.0).contains(&resample)) {
+        let whole = resample.round();
+        if (resample - whole).abs() > 1e-9 || !(2.0..=64.0).contains(&whole) {
             let reason = format!(
                 "sample_rate / product of ratios / frame_rate = {resample} must be a whole \
                  number from 2 to 64"
             );
             return Err(f.error("frame_rate", frame_rate, reason));
         }
-        let positions_per_frame = resample as usize;
+        let positions_per_frame = whole as usize;
         if hop * positions_per_frame > MAX_FRAME_SAMPLES {
             let reason = format!("a frame must have at most {MAX_FRAME_SAMPLES} samples");
             return Err(f.error("frame_rate", frame_rate, reason));

@@ -9,6 +9,7 @@ mod lm;
 mod mimi;
 
 pub use fields::Fields;
+pub(crate) use lm::MAX_TEMPERATURE;
 pub use lm::{
     ConditionerConfig, ConditionerKind, DepthConfig, FuserConfig, GenerationConfig, LmConfig,
     ModelFiles, ModelType, OutputNorm, TemporalConfig, TransformerShape,

@@ -116,6 +116,7 @@ impl<E: Executor> ConditionProvider<E> {
         for name in &self.fuser.cross {
             sequence.extend(self.one(exec, name, conditions)?);
         }
+        check_positions("cross conditions", sequence.len() / self.dim)?;
         if let Some(scale) = self.fuser.cross_position_scale {
             add_sinusoids(&mut sequence, self.dim, scale);
         }

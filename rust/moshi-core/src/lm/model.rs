@@ -12,7 +12,7 @@ use super::sampling::{CounterRng, Sampling, sample};
 use super::state::{Lane, LmState};
 use super::{UNGENERATED_TOKEN, ZERO_TOKEN};
 use crate::checkpoint::{Catalog, Fingerprint, Lora, TensorFile, layout};
-use crate::config::LmConfig;
+use crate::config::{GenerationConfig, LmConfig, ModelFiles};
 use crate::error::{Error, Result};
 use crate::exec::{Activation, AttentionPlan, Executor, Norm, Rotary, WeightType};
 use crate::nn::{Transformer, rms_norm_f32};
@@ -129,25 +129,33 @@ impl<E: Executor> LanguageModel<E> {
         }
         let widths = layout::gated_widths_of(&catalog, config);
         catalog.check(&layout::language_model(config, widths))?;
-        let stored = if catalog.is_half_precision() { WeightType::Bf16 } else { WeightType::F32 };
+        let stored = if catalog.is_bf16() { WeightType::Bf16 } else { WeightType::F32 };
         let dtype = options.dtype.unwrap_or(stored);
         let loader = Loader { exec, catalog: &catalog, dtype };
         let shape = &config.temporal.shape;
         let replaced =
             options.end_acts_as_padding.then_some((config.text_padding_id, TEXT_END_TOKEN));
-        if config.text_padding_id > config.text_card {
+        let highest =
+            config.text_padding_id.max(if replaced.is_some() { TEXT_END_TOKEN } else { 0 });
+        if highest > config.text_card {
             return Err(Error::Config {
                 file: path.display().to_string(),
-                field: "existing_text_padding_id".into(),
-                value: config.text_padding_id.to_string(),
-                reason: format!("must be at most text_card = {}", config.text_card),
+                field: "text_card".into(),
+                value: config.text_card.to_string(),
+                reason: format!("must be at least {highest}: padding and end tokens are below it"),
             });
         }
         let embedding =
             |name: &str, replaced| Embedding::load(exec, &catalog, name, dtype, replaced);
         let mut files = vec![&file];
         files.extend(lora.as_ref().map(Lora::file));
-        let settings = format!("{config:?} {dtype:?} {replaced:?}");
+        // File names and sampling defaults change no result of a given session.
+        let identity = LmConfig {
+            files: ModelFiles::default(),
+            generation: GenerationConfig::default(),
+            ..config.clone()
+        };
+        let settings = format!("{identity:?} {dtype:?} {replaced:?}");
         Ok(Self {
             exec: exec.clone(),
             temporal: loader.transformer(
@@ -386,7 +394,14 @@ impl<E: Executor> LanguageModel<E> {
         hidden: &E::Buffer,
         outputs: &mut [LmOutput],
     ) -> Result<()> {
-        let Some(depth) = &self.depth else { return Ok(()) };
+        let Some(depth) = &self.depth else {
+            for slot in slots.iter_mut() {
+                if slot.hooks.replace_audio().is_some_and(|tokens| !tokens.is_empty()) {
+                    return Err(Error::input("forced audio", "the model generates no audio"));
+                }
+            }
+            return Ok(());
+        };
         let mut replaced = Vec::with_capacity(slots.len());
         for slot in slots.iter_mut() {
             let tokens = slot.hooks.replace_audio();

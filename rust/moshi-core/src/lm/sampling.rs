@@ -1,6 +1,6 @@
 //! Drawing tokens, reproducibly: a draw depends on seed, step and stream and on nothing else.
 
-use crate::config::GenerationConfig;
+use crate::config::{GenerationConfig, MAX_TEMPERATURE};
 use crate::error::{Error, Result};
 use crate::snapshot::{Reader, Writer};
 
@@ -77,8 +77,6 @@ impl From<&GenerationConfig> for Sampling {
         }
     }
 }
-
-const MAX_TEMPERATURE: f64 = 100.0;
 
 /// Philox 4x32-10 (Salmon et al. 2011): random numbers as a function of key and counter.
 #[derive(Clone, Copy, Debug)]

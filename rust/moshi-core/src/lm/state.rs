@@ -102,7 +102,7 @@ impl<E: Executor> LanguageModel<E> {
         };
         if let Some(guidance) = options.guidance.as_ref().filter(guides) {
             if !(guidance.coefficient as f32).is_finite() {
-                let reason = format!("{} is not a finite number", guidance.coefficient);
+                let reason = format!("{} is not a finite 32-bit number", guidance.coefficient);
                 return Err(Error::input("guidance", reason));
             }
             let null = guidance.null_conditions.clone();
@@ -169,9 +169,12 @@ impl<E: Executor> LanguageModel<E> {
         let mut rule = None;
         if reader.flag()? {
             let coefficient = reader.f64()? as f32;
+            if !coefficient.is_finite() {
+                return Err(Error::snapshot("holds a guidance coefficient out of range"));
+            }
             let no_text = reader.flag()?;
             let masked = reader.flag()?;
-            let until = reader.position()?;
+            let until = reader.u64()?;
             rule =
                 Some(GuidanceRule { coefficient, no_text, masked_until: masked.then_some(until) });
         }

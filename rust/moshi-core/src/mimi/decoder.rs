@@ -1,6 +1,6 @@
 //! Latent to audio: learnt upsampling, transformer, SEANet decoder.
 
-use super::load::{Conv, Loader, ResidualBlock};
+use super::load::{Channels, Conv, Loader, ResidualBlock};
 use super::model::Window;
 use super::state::{DecoderState, LaneShape};
 use crate::config::MimiConfig;
@@ -23,7 +23,7 @@ impl<E: Executor> Decoder<E> {
         let mut stages = Vec::with_capacity(ratios.len());
         for (stage, ratio) in ratios.iter().enumerate() {
             let name = format!("decoder.model.{}.convtr.convtr", 2 + 3 * stage);
-            let up = loader.conv_transposed(&name, *ratio)?;
+            let up = loader.conv_transposed(&name, *ratio, Channels::Mixed)?;
             stages.push((up, loader.residual(3 + 3 * stage, "decoder")?));
         }
         let last = format!("decoder.model.{}.conv.conv", 2 + 3 * ratios.len());
@@ -31,6 +31,7 @@ impl<E: Executor> Decoder<E> {
             upsample: loader.conv_transposed(
                 "upsample.convtr.convtr.convtr",
                 loader.config.positions_per_frame,
+                Channels::Separate,
             )?,
             transformer: loader.transformer("decoder_transformer")?,
             first: loader.conv("decoder.model.0.conv.conv", 1)?,

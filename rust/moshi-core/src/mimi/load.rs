@@ -30,12 +30,17 @@ impl<E: Executor> Loader<'_, E> {
     ///
     /// Output block `t` (of `stride` positions) depends on inputs `t - 1` and `t` only, so it is
     /// a convolution of two taps and stride 1 whose output rows hold `stride` positions each.
-    pub(super) fn conv_transposed(&self, name: &str, stride: usize) -> Result<Conv<E>> {
+    pub(super) fn conv_transposed(
+        &self,
+        name: &str,
+        stride: usize,
+        channels: Channels,
+    ) -> Result<Conv<E>> {
         let weight_name = format!("{name}.weight");
         let stored = self.catalog.read(&weight_name)?;
         let shape = self.catalog.shape(&weight_name).expect("read above").to_vec();
         let [inputs, outputs, taps] = shape[..] else { unreachable!("shapes are checked") };
-        let depthwise = outputs == 1 && inputs > 1;
+        let depthwise = channels == Channels::Separate;
         let outputs = if depthwise { inputs } else { outputs };
         let mut weight = vec![0.0; stride * outputs * inputs * 2];
         for j in 0..stride {
@@ -120,6 +125,15 @@ impl<E: Executor> Loader<'_, E> {
             cross: None,
         })
     }
+}
+
+/// Which inputs an output channel of a transposed convolution sees.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Channels {
+    /// All of them.
+    Mixed,
+    /// Its own.
+    Separate,
 }
 
 /// A causal convolution, plain or transposed, with the size of the state that it needs.
