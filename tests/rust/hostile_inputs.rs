@@ -40,7 +40,7 @@ fn bad_frames_change_nothing<E: Executor>(exec: &E) {
         for len in [0, 1, FRAME - 1, FRAME + 1, 1900] {
             assert!(input_error(session.step(&vec![0.1; len]), "frame").contains(&len.to_string()));
         }
-        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30, f32::MIN] {
             let bad = [0.0, 0.0, value, 0.0];
             assert!(input_error(session.step(&bad), "frame").contains("index 2"));
             assert!(input_error(session.push(&bad), "samples").contains("index 2"));
@@ -48,8 +48,8 @@ fn bad_frames_change_nothing<E: Executor>(exec: &E) {
         let expected = control.step(frame).unwrap();
         assert_eq!(session.step(frame).unwrap(), expected);
     }
-    for loud in [1e30, f32::MAX, f32::MIN_POSITIVE / 8.0] {
-        session.step(&[loud; FRAME]).unwrap();
+    for extreme in [1e6, -1e6, f32::MIN_POSITIVE / 8.0] {
+        session.step(&[extreme; FRAME]).unwrap();
     }
     session.reset().unwrap();
     session.push(&[0.5]).unwrap();
