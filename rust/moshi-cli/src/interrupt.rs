@@ -29,6 +29,7 @@ impl Watch {
         Self(())
     }
 
+    #[allow(clippy::unused_self, reason = "only who watches may ask")]
     pub(crate) fn requested(&self) -> bool {
         STATE.load(Ordering::SeqCst) == REQUESTED
     }
