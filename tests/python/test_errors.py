@@ -188,7 +188,7 @@ def test_samples_that_are_not_finite(
     frame[17] = value
     session, stream = model.new_session(seed=1), mimi.stream()
     for call in (session.step, session.push, stream.encode_step, mimi.encode):
-        with pytest.raises(errors.InputError, match="index 17 is (not finite|above 1e6)"):
+        with pytest.raises(errors.InputError, match=r"index 17 is (not finite|above 1e6)"):
             call(frame)
     assert session.snapshot() == model.new_session(seed=1).snapshot()
     assert stream.snapshot() == mimi.stream().snapshot()
