@@ -4,15 +4,17 @@
 //! other value is an [`Error::Config`] that names field and value. Files are read by
 //! [`crate::checkpoint`], not here.
 
+mod conditioning;
 mod fields;
 mod lm;
 mod mimi;
 
+pub use conditioning::{ConditionerConfig, ConditionerKind, FuserConfig};
 pub use fields::Fields;
 pub(crate) use lm::MAX_TEMPERATURE;
 pub use lm::{
-    ConditionerConfig, ConditionerKind, DepthConfig, FuserConfig, GenerationConfig, LmConfig,
-    ModelFiles, ModelType, OutputNorm, TemporalConfig, TransformerShape,
+    DepthConfig, GenerationConfig, LmConfig, ModelFiles, ModelType, OutputNorm, TemporalConfig,
+    TransformerShape,
 };
 pub use mimi::{MimiConfig, SeanetConfig};
 

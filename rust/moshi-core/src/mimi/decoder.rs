@@ -49,13 +49,7 @@ impl<E: Executor> Decoder<E> {
             tails.push(LaneShape::tail_of(&residual.expand));
         }
         tails.push(LaneShape::tail_of(&self.last));
-        LaneShape {
-            tails,
-            num_layers: config.num_layers,
-            heads: config.heads,
-            window: config.context,
-            chunk: chunk_frames * config.positions_per_frame,
-        }
+        LaneShape::new(config, tails, chunk_frames)
     }
 
     /// Latents `[stream * frames, dimension]` to `[stream * frames * frame_samples]`.

@@ -47,13 +47,7 @@ impl<E: Executor> Encoder<E> {
         }
         tails.push(LaneShape::tail_of(&self.last));
         tails.push(LaneShape::tail_of(&self.downsample));
-        LaneShape {
-            tails,
-            num_layers: config.num_layers,
-            heads: config.heads,
-            window: config.context,
-            chunk: chunk_frames * config.positions_per_frame,
-        }
+        LaneShape::new(config, tails, chunk_frames)
     }
 
     /// `[stream * frames * frame_samples, 1]` to latents `[stream * frames, dimension]`.

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::load::Conv;
+use crate::config::MimiConfig;
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Heads};
 use crate::snapshot::{Reader, Writer};
@@ -20,16 +21,31 @@ pub(super) struct Lane<E: Executor> {
 #[derive(Clone, Debug)]
 pub(super) struct LaneShape {
     /// Rows and width of every tail.
-    pub(super) tails: Vec<(usize, usize)>,
-    pub(super) num_layers: usize,
-    pub(super) heads: Heads,
+    tails: Vec<(usize, usize)>,
+    num_layers: usize,
+    heads: Heads,
     /// Positions that a ring keeps for later steps.
-    pub(super) window: usize,
+    window: usize,
     /// Positions per call, at most.
-    pub(super) chunk: usize,
+    chunk: usize,
 }
 
 impl LaneShape {
+    /// For calls of at most `chunk_frames` code frames.
+    pub(super) fn new(
+        config: &MimiConfig,
+        tails: Vec<(usize, usize)>,
+        chunk_frames: usize,
+    ) -> Self {
+        Self {
+            tails,
+            num_layers: config.num_layers,
+            heads: config.heads,
+            window: config.context,
+            chunk: chunk_frames * config.positions_per_frame,
+        }
+    }
+
     pub(super) fn tail_of<E: Executor>(conv: &Conv<E>) -> (usize, usize) {
         (conv.history, conv.input_width)
     }
