@@ -1,0 +1,105 @@
+//! Config of conditions: which values steer a model, and how they enter it.
+
+use super::Fields;
+use crate::error::Result;
+
+/// One named condition.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConditionerConfig {
+    /// Name by which callers give its value.
+    pub name: String,
+    /// What kind of value it takes.
+    pub kind: ConditionerKind,
+}
+
+/// Kinds of conditions.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ConditionerKind {
+    /// A text looked up in a table.
+    Lut {
+        /// Entries of the table.
+        num_bins: usize,
+        /// Width of an entry.
+        dim: usize,
+        /// Texts in order of their entries; `None` hashes any text to an entry.
+        possible_values: Option<Vec<String>>,
+    },
+    /// A sequence of vectors with a mask.
+    Tensor {
+        /// Width of a vector.
+        dim: usize,
+    },
+}
+
+/// How conditions enter the temporal transformer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FuserConfig {
+    /// Conditions added to every input.
+    pub sum: Vec<String>,
+    /// Conditions concatenated in time into the sequence of the cross-attention.
+    pub cross: Vec<String>,
+    /// Scale of the sinusoids added to that sequence; `None` adds none.
+    pub cross_position_scale: Option<f64>,
+}
+
+/// Parses `conditioners`, sorted by name.
+pub(super) fn conditioners(f: &Fields<'_>) -> Result<Vec<ConditionerConfig>> {
+    let Some(all) = f.object("conditioners")? else { return Ok(Vec::new()) };
+    let mut names: Vec<String> = all.names().map(String::from).collect();
+    names.sort();
+    let mut conditioners = Vec::with_capacity(names.len());
+    for name in names {
+        let wrong = || all.error(&name, "not an object", "expected an object with a `type`");
+        let fields = all.object(&name)?.ok_or_else(wrong)?;
+        let kind = match fields.only("type", &["lut", "tensor"], "")?.as_str() {
+            "lut" => {
+                let lut = fields.object("lut")?.ok_or_else(wrong)?;
+                lut.only("tokenizer", &["noop"], "noop")?;
+                let values = lut.texts("possible_values")?;
+                let num_bins = lut.required("n_bins")?;
+                if values.len() > num_bins {
+                    let reason = format!("{} possible_values need as many bins", values.len());
+                    return Err(lut.error("n_bins", num_bins, reason));
+                }
+                ConditionerKind::Lut {
+                    num_bins,
+                    dim: lut.required("dim")?,
+                    possible_values: if values.is_empty() { None } else { Some(values) },
+                }
+            }
+            _ => {
+                let tensor = fields.object("tensor")?.ok_or_else(wrong)?;
+                ConditionerKind::Tensor { dim: tensor.required("dim")? }
+            }
+        };
+        conditioners.push(ConditionerConfig { name, kind });
+    }
+    Ok(conditioners)
+}
+
+/// Parses `fuser`, whose names must be conditioners.
+pub(super) fn fuser(f: &Fields<'_>, conditioners: &[ConditionerConfig]) -> Result<FuserConfig> {
+    let Some(fuser) = f.object("fuser")? else { return Ok(FuserConfig::default()) };
+    let prepend = fuser.texts("prepend")?;
+    if !prepend.is_empty() {
+        let reason = "prepended conditions are used by no released model";
+        return Err(fuser.error("prepend", format!("{prepend:?}"), reason));
+    }
+    let (sum, cross) = (fuser.texts("sum")?, fuser.texts("cross")?);
+    for name in sum.iter().chain(&cross) {
+        if !conditioners.iter().any(|c| c.name == *name) {
+            return Err(f.error("fuser", format!("\"{name}\""), "names no conditioner"));
+        }
+    }
+    for name in &sum {
+        let by_name = |c: &&ConditionerConfig| c.name == *name;
+        let tensor = |c: &ConditionerConfig| matches!(c.kind, ConditionerKind::Tensor { .. });
+        if conditioners.iter().find(by_name).is_some_and(tensor) {
+            return Err(fuser.error("sum", format!("\"{name}\""), "a sequence cannot be summed"));
+        }
+    }
+    let positions = fuser.flag_or("cross_attention_pos_emb", false)?;
+    let scale = fuser.number_or("cross_attention_pos_emb_scale", 1.0)?;
+    fuser.warn_about_unknown();
+    Ok(FuserConfig { sum, cross, cross_position_scale: positions.then_some(scale) })
+}
