@@ -16,6 +16,7 @@ const SAMPLES: usize = 1920;
 
 executors!(
     hugging_face_layout_is_the_same_codec,
+    both_layouts_in_one_file_are_refused,
     weight_norm_pairs_fold,
     older_names_are_the_same_codec,
     half_precision_files_load,
@@ -31,12 +32,16 @@ fn original() -> Tensors {
 }
 
 fn load<E: Executor>(exec: &E, weights: &Tensors, dtype: Dtype) -> Mimi<E> {
+    try_load(exec, weights, dtype).unwrap()
+}
+
+fn try_load<E: Executor>(exec: &E, weights: &Tensors, dtype: Dtype) -> moshi_core::Result<Mimi<E>> {
     let text = std::fs::read_to_string(golden("mimi/mimi_config.json")).unwrap();
     let config = MimiConfig::from_json("mimi_config.json", &text).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mimi.safetensors");
     weights.write(&path, dtype);
-    Mimi::load(exec, &path, &config, &MimiOptions::default()).unwrap()
+    Mimi::load(exec, &path, &config, &MimiOptions::default())
 }
 
 fn round_trip<E: Executor>(mimi: &Mimi<E>) -> (Vec<u32>, Vec<f32>) {
@@ -116,6 +121,19 @@ fn hugging_face_layout_is_the_same_codec<E: Executor>(exec: &E) {
     assert_eq!(converted.0.len(), kyutai.0.len() + 2 * layers);
     assert!(converted.0.contains_key("encoder.layers.0.conv.weight"));
     assert_same_codec(exec, &converted);
+}
+
+fn both_layouts_in_one_file_are_refused<E: Executor>(exec: &E) {
+    let kyutai = original();
+    let mut both = hugging_face(&kyutai);
+    let name = "encoder.model.0.conv.conv.bias";
+    both.insert(name, kyutai.get(name).clone());
+    match try_load(exec, &both, Dtype::F32) {
+        Err(moshi_core::Error::Tensors { problems, .. }) => {
+            assert!(problems.unexpected.len() == 1 && problems.unexpected[0].contains(name));
+        }
+        other => panic!("{:?}", other.err()),
+    }
 }
 
 fn weight_norm_pairs_fold<E: Executor>(exec: &E) {

@@ -72,8 +72,9 @@ impl<'f> Catalog<'f> {
     /// Catalogue of a codec in Kyutai's or Hugging Face's naming.
     pub fn mimi(file: &'f TensorFile, num_heads: usize) -> Result<Self> {
         if file.tensors().contains_key("encoder.layers.0.conv.weight") {
-            let entries = names::mimi_from_hugging_face(file, num_heads);
-            return Ok(Self { file, lora: None, entries, problems: TensorProblems::default() });
+            let mut problems = TensorProblems::default();
+            let entries = names::mimi_from_hugging_face(file, num_heads, &mut problems);
+            return Ok(Self { file, lora: None, entries, problems });
         }
         let mut catalog = Self::new(file, |name, info| Ok(names::mimi(name, info)))?;
         names::fold_weight_norms(file, &mut catalog.entries);

@@ -11,6 +11,7 @@ use safetensors::Dtype;
 use super::TensorFile;
 use super::catalog::{Entry, Piece};
 use crate::config::LmConfig;
+use crate::error::TensorProblems;
 
 type Renamed = Vec<(String, Entry)>;
 
@@ -103,8 +104,12 @@ pub(super) fn fold_weight_norms(file: &TensorFile, entries: &mut BTreeMap<String
 pub(super) fn mimi_from_hugging_face(
     file: &TensorFile,
     num_heads: usize,
+    problems: &mut TensorProblems,
 ) -> BTreeMap<String, Entry> {
     let mut entries = BTreeMap::new();
+    let mut again = |name: &str, canonical: &str| {
+        problems.unexpected.push(format!("{name} (another spelling of {canonical})"));
+    };
     let mut projections: BTreeMap<String, [Option<String>; 3]> = BTreeMap::new();
     let decoder_indices = file.tensors().keys().filter_map(|name| {
         name.strip_prefix("decoder.layers.")?.split('.').next()?.parse::<usize>().ok()
@@ -142,7 +147,9 @@ pub(super) fn mimi_from_hugging_face(
             _ => None,
         };
         let canonical = canonical.unwrap_or_else(|| name.clone());
-        entries.insert(canonical, whole(name, &info.shape));
+        if entries.insert(canonical.clone(), whole(name, &info.shape)).is_some() {
+            again(name, &canonical);
+        }
     }
     for (packed, parts) in projections {
         let [Some(q), Some(k), Some(v)] = &parts else {
@@ -165,7 +172,9 @@ pub(super) fn mimi_from_hugging_face(
         shape[0] *= 3;
         let interleave = |tensor: &String| Piece::Interleave { tensor: tensor.clone(), num_heads };
         let pieces = vec![interleave(q), interleave(k), v_piece];
-        entries.insert(packed, Entry { shape, pieces });
+        if entries.insert(packed.clone(), Entry { shape, pieces }).is_some() {
+            again(q, &packed);
+        }
     }
     entries
 }
