@@ -265,7 +265,14 @@ def test_latents_of_a_wrong_shape(mimi: moshi_rs.Mimi) -> None:
 
 def test_tokens_out_of_range(lm: moshi_rs.LanguageModel) -> None:
     stream = lm.stream()
-    for tokens in ([0] * 7, [0] * 7 + [lm.cardinality + 1], [-2] + [0] * 7, np.zeros((8, 1), int)):
+    for tokens in (
+        [0] * 7,
+        [0] * 7 + [lm.cardinality + 1],
+        [-2] + [0] * 7,
+        [2**70] + [0] * 7,
+        np.zeros((8, 1), int),
+        np.full(8, 2**64 - 1, np.uint64),
+    ):
         with pytest.raises(errors.InputError, match="tokens"):
             stream.step(tokens)
     for wrong in ("tokens", 3, [0.5] * 8, np.zeros(8)):

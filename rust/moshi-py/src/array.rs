@@ -69,8 +69,17 @@ pub(crate) fn floats(what: &str, value: &Bound<'_, PyAny>) -> PyResult<Array<f32
 /// Whole numbers of any width.
 pub(crate) fn integers(what: &str, value: &Bound<'_, PyAny>) -> PyResult<Array<i64>> {
     let array = untyped(what, value)?;
-    match array.dtype().kind() {
-        b'i' | b'u' => converted(what, array),
+    match (array.dtype().kind(), array.dtype().itemsize()) {
+        // NumPy's conversion would wrap what int64 cannot hold.
+        (b'u', 8) => {
+            let Array { data, shape } = converted::<u64>(what, array)?;
+            let whole = |value: u64| {
+                i64::try_from(value)
+                    .map_err(|_| errors::input(what, format!("{value} is out of range")))
+            };
+            Ok(Array { data: data.into_iter().map(whole).collect::<PyResult<_>>()?, shape })
+        }
+        (b'i' | b'u', _) => converted(what, array),
         _ => Err(wrong_dtype(what, array, "integers")),
     }
 }
