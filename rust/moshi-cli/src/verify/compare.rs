@@ -136,7 +136,9 @@ fn judge(file: &TensorFile, computed: &Computed) -> Result<(Measure, Option<usiz
                 noise += (f64::from(values[i]) - f64::from(expected[i])).powi(2);
             }
             let snr = 10.0 * (signal / noise.max(1e-30)).log10();
-            Ok((Measure::Snr(snr), None, snr >= MIN_SNR_DB && signal > 0.0))
+            // `max` above ignores NaN, which is the worst noise there is.
+            let passed = noise.is_finite() && snr >= MIN_SNR_DB && signal > 0.0;
+            Ok((Measure::Snr(if noise.is_nan() { f64::NAN } else { snr }), None, passed))
         }
     }
 }
