@@ -118,6 +118,13 @@ fn tampered_values_fail<E: Executor>(exec: &E) {
         logits.2.swap(0, 1);
     });
     assert_eq!(failures(exec, folder.path()), ["text_logits"], "another shape");
+    for value in [f32::NAN, f32::INFINITY, 100.0] {
+        let folder = tampered("mimi_200hz", |tensors| {
+            let audio = tensors.iter_mut().find(|(name, ..)| name == "decoded").unwrap();
+            audio.3[..4].copy_from_slice(&value.to_le_bytes());
+        });
+        assert_eq!(failures(exec, folder.path()), ["decoded"], "{value}");
+    }
 }
 
 fn unknown_tensors_fail<E: Executor>(exec: &E) {
