@@ -107,6 +107,16 @@ fn decode_with<E: Executor>(exec: &E, args: &DecodeArgs) -> Result<i32> {
         })
         .collect::<Result<Vec<u32>>>()?;
     let mimi = load(exec, &args.codec, None, MimiParts::Decoder)?;
+    let size = mimi.config().codebook_size;
+    if let Some(i) = codes.iter().position(|&code| code as usize >= size) {
+        let (k, t) = (i / frames, i % frames);
+        let path = args.input.display();
+        let reason = format!(
+            "{path}: code {} of codebook {k} in frame {t}; codes are below {size}",
+            codes[i]
+        );
+        return Err(CliError::Input(reason));
+    }
     let rate = mimi.config().sample_rate_hz as u32;
     let mut writer = WavWriter::create(&args.output, rate, 1)?;
     let mut state = mimi.decoder_state()?;

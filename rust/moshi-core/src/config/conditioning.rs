@@ -86,9 +86,11 @@ pub(super) fn fuser(f: &Fields<'_>, conditioners: &[ConditionerConfig]) -> Resul
         return Err(fuser.error("prepend", format!("{prepend:?}"), reason));
     }
     let (sum, cross) = (fuser.texts("sum")?, fuser.texts("cross")?);
-    for name in sum.iter().chain(&cross) {
-        if !conditioners.iter().any(|c| c.name == *name) {
-            return Err(f.error("fuser", format!("\"{name}\""), "names no conditioner"));
+    for (field, names) in [("sum", &sum), ("cross", &cross)] {
+        for name in names {
+            if !conditioners.iter().any(|c| c.name == *name) {
+                return Err(fuser.error(field, format!("\"{name}\""), "names no conditioner"));
+            }
         }
     }
     for name in &sum {

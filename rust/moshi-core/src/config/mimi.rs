@@ -216,6 +216,26 @@ mod hugging_face {
     use super::Fields;
     use crate::error::Result;
 
+    /// Fields of training, of the Python class, or of no effect with one residual layer.
+    const IGNORED: [&str; 16] = [
+        "architectures",
+        "attention_dropout",
+        "dilation_growth_rate",
+        "frame_size",
+        "initializer_range",
+        "layer_scale_initial_scale",
+        "max_position_embeddings",
+        "normalize",
+        "rope_theta",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "use_cache",
+        "use_streaming",
+        "_name_or_path",
+        "encodec_frame_rate",
+    ];
+
     pub(super) fn is_dialect(f: &Fields<'_>) -> bool {
         f.names().any(|name| name == "upsampling_ratios" || name == "num_quantizers")
     }
@@ -229,13 +249,28 @@ mod hugging_face {
         f.only_number("num_semantic_quantizers", 1.0)?;
         let heads = f.positive_or("num_attention_heads", 8)?;
         f.only_number("num_key_value_heads", heads as f64)?;
+        let hidden = f.positive_or("hidden_size", 512)?;
+        f.only_number("head_dim", (hidden / heads) as f64)?;
+        f.only_number("upsample_groups", hidden as f64)?;
+        f.only_number("norm_eps", 1e-5)?;
+        let codebook_dim = f.positive_or("codebook_dim", 256)?;
+        f.only_number("vector_quantization_hidden_dimension", codebook_dim as f64)?;
+        // Newer files nest the rotary base.
+        let rope = f.object("rope_parameters")?;
+        let rope_theta = match &rope {
+            Some(rope) => rope.number_or("rope_theta", 10_000.0)?,
+            None => f.number_or("rope_theta", 10_000.0)?,
+        };
+        for name in IGNORED {
+            f.get(name);
+        }
         let renamed = |names: &[(&str, &str)]| {
             let fields = names.iter().filter_map(|(theirs, ours)| {
                 f.get(theirs).map(|value| ((*ours).to_owned(), value.clone()))
             });
             Value::Object(fields.collect::<Map<_, _>>())
         };
-        Ok(json!({
+        let mut translated = json!({
             "sample_rate": f.get("sampling_rate"),
             "frame_rate": f.get("frame_rate"),
             "channels": f.get("audio_channels"),
@@ -262,9 +297,11 @@ mod hugging_face {
                 ("intermediate_size", "dim_feedforward"),
                 ("num_attention_heads", "num_heads"),
                 ("sliding_window", "context"),
-                ("rope_theta", "max_period"),
             ]),
-        }))
+        });
+        translated["transformer"]["max_period"] = rope_theta.into();
+        f.warn_about_unknown();
+        Ok(translated)
     }
 }
 
@@ -280,5 +317,25 @@ mod tests {
             "num_hidden_layers": 8, "num_attention_heads": 8, "sliding_window": 250}"#;
         assert_eq!(MimiConfig::from_json("test", theirs).unwrap(), MimiConfig::default());
         assert_eq!(MimiConfig::default().frame_samples, 1920);
+    }
+
+    #[test]
+    fn the_other_dialect_is_checked_too() {
+        let with = |more: &str| {
+            let text = format!(r#"{{"num_quantizers": 8, "hidden_size": 512{more}}}"#);
+            MimiConfig::from_json("test", &text)
+        };
+        for (field, value) in [
+            ("norm_eps", "0.5"),
+            ("upsample_groups", "1"),
+            ("head_dim", "3"),
+            ("vector_quantization_hidden_dimension", "9"),
+        ] {
+            let error = with(&format!(r#", "{field}": {value}"#)).unwrap_err().to_string();
+            assert!(error.contains(field) && error.contains(value), "{error}");
+        }
+        let nested = with(r#", "rope_parameters": {"rope_theta": 500.0}"#).unwrap();
+        assert_eq!(nested.max_period, 500.0);
+        assert_eq!(with(r#", "rope_theta": 700.0"#).unwrap().max_period, 700.0);
     }
 }
