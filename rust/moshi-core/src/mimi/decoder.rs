@@ -1,11 +1,11 @@
 //! Latent to audio: learnt upsampling, transformer, SEANet decoder.
 
 use super::load::{Channels, Conv, Loader, ResidualBlock};
-use super::model::Window;
+use super::model::Positions;
 use super::state::{DecoderState, LaneShape};
 use crate::config::MimiConfig;
 use crate::error::Result;
-use crate::exec::{AttentionPlan, Epilogue, Executor, Rotary};
+use crate::exec::{Epilogue, Executor};
 use crate::nn::Transformer;
 
 /// Weights of the decoder.
@@ -59,7 +59,7 @@ impl<E: Executor> Decoder<E> {
         latent: &E::Buffer,
         frames: usize,
         streams: &mut [&mut DecoderState<E>],
-        (window, rotary, positions_per_frame): (Window, &Rotary, usize),
+        positions: &Positions<'_>,
     ) -> Result<Vec<f32>> {
         let mut tails = 0..;
         let mut conv = |x: &E::Buffer,
@@ -73,11 +73,8 @@ impl<E: Executor> Decoder<E> {
         };
         let mut x = conv(latent, &self.upsample, Epilogue::None, streams)?;
 
-        let time = frames * positions_per_frame;
-        let starts = streams.iter().map(|s| s.lane.position).collect();
-        let plan = AttentionPlan::new(starts, time, Some(rotary), |p| {
-            window.lowest(p, positions_per_frame as u64)
-        });
+        let time = frames * positions.per_frame;
+        let plan = positions.plan(streams.iter().map(|s| s.lane.position).collect(), time);
         let plan = exec.plan(plan)?;
         self.transformer.forward(
             exec,

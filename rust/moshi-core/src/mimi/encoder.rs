@@ -1,11 +1,11 @@
 //! Audio to latent: SEANet encoder, transformer, learnt downsampling.
 
 use super::load::{Conv, Loader, ResidualBlock};
-use super::model::Window;
+use super::model::Positions;
 use super::state::{EncoderState, LaneShape};
 use crate::config::MimiConfig;
 use crate::error::Result;
-use crate::exec::{AttentionPlan, Epilogue, Executor, Rotary};
+use crate::exec::{Epilogue, Executor};
 use crate::nn::Transformer;
 
 /// Weights of the encoder.
@@ -56,9 +56,9 @@ impl<E: Executor> Encoder<E> {
         exec: &E,
         pcm: Vec<f32>,
         streams: &mut [&mut EncoderState<E>],
-        (window, rotary, positions_per_frame): (Window, &Rotary, usize),
+        frames: usize,
+        positions: &Positions<'_>,
     ) -> Result<E::Buffer> {
-        let count = streams.len();
         let mut tails = 0..;
         let mut conv = |x: &E::Buffer,
                         conv: &Conv<E>,
@@ -67,7 +67,6 @@ impl<E: Executor> Encoder<E> {
             let index = tails.next().expect("endless");
             exec.convolve(x, &conv.weights, epilogue, streams, |s| &mut s.lane.tails[index])
         };
-        let rows = pcm.len();
         let mut x = exec.upload(pcm, 1)?;
         x = conv(&x, &self.first, Epilogue::None, streams)?;
         for (residual, down) in &self.stages {
@@ -79,12 +78,8 @@ impl<E: Executor> Encoder<E> {
         let h = exec.elu(&x)?;
         let mut x = conv(&h, &self.last, Epilogue::None, streams)?;
 
-        let hop: usize = self.stride();
-        let time = rows / hop / count;
-        let starts: Vec<u64> = streams.iter().map(|s| s.lane.position).collect();
-        let plan = AttentionPlan::new(starts.clone(), time, Some(rotary), |p| {
-            window.lowest(p, positions_per_frame as u64)
-        });
+        let time = frames * positions.per_frame;
+        let plan = positions.plan(streams.iter().map(|s| s.lane.position).collect(), time);
         let plan = exec.plan(plan)?;
         self.transformer.forward(
             exec,
@@ -96,7 +91,7 @@ impl<E: Executor> Encoder<E> {
         )?;
         let index = tails.next().expect("endless");
         for (s, stream) in streams.iter_mut().enumerate() {
-            if starts[s] == 0 {
+            if stream.lane.position == 0 {
                 // The downsampling repeats its first input into the past, not zeros.
                 exec.fill_tail(&mut stream.lane.tails[index], &x, s * time)?;
             }
@@ -105,10 +100,5 @@ impl<E: Executor> Encoder<E> {
         exec.convolve(&x, &self.downsample.weights, Epilogue::None, streams, |s| {
             &mut s.lane.tails[index]
         })
-    }
-
-    fn stride(&self) -> usize {
-        // Every stage's kernel is twice its stride, so its history equals its stride.
-        self.stages.iter().map(|(_, down)| down.history).product()
     }
 }

@@ -10,7 +10,7 @@ use super::state::{DecoderState, EncoderState};
 use crate::checkpoint::{Catalog, Fingerprint, TensorFile, layout};
 use crate::config::MimiConfig;
 use crate::error::{Error, Result, check_finite};
-use crate::exec::{Executor, Rotary, RotaryStyle};
+use crate::exec::{AttentionPlan, Executor, Rotary, RotaryStyle};
 
 /// Frames per call of the offline paths: amortises weight reads, bounds memory.
 const OFFLINE_CHUNK_FRAMES: usize = 8;
@@ -30,7 +30,7 @@ pub enum Window {
 
 impl Window {
     /// Lowest visible position of a query.
-    pub(super) fn lowest(self, position: u64, positions_per_frame: u64) -> u64 {
+    fn lowest(self, position: u64, positions_per_frame: u64) -> u64 {
         match self {
             Self::Last(count) => (position + 1).saturating_sub(count as u64),
             Self::Moshi { context } => {
@@ -39,6 +39,22 @@ impl Window {
                 end.saturating_sub(context as u64).min(position)
             }
         }
+    }
+}
+
+/// How positions of the transformers turn into what attention sees.
+pub(super) struct Positions<'a> {
+    window: Window,
+    rotary: &'a Rotary,
+    /// Positions per code frame.
+    pub(super) per_frame: usize,
+}
+
+impl Positions<'_> {
+    /// Plans `time` new positions of streams that stand at `starts`.
+    pub(super) fn plan(&self, starts: Vec<u64>, time: usize) -> AttentionPlan {
+        let lowest = |position| self.window.lowest(position, self.per_frame as u64);
+        AttentionPlan::new(starts, time, Some(self.rotary), lowest)
     }
 }
 
@@ -343,8 +359,7 @@ impl<E: Executor> Mimi<E> {
             return Err(Error::input("pcm", reason));
         }
         check_finite("pcm", pcm)?;
-        let positions = (window, &self.rotary, self.config.positions_per_frame);
-        encoder.forward(&self.exec, pcm.to_vec(), streams, positions)
+        encoder.forward(&self.exec, pcm.to_vec(), streams, frames, &self.positions(window))
     }
 
     fn pcm_step(
@@ -354,8 +369,11 @@ impl<E: Executor> Mimi<E> {
         frames: usize,
         window: Window,
     ) -> Result<Vec<f32>> {
-        let positions = (window, &self.rotary, self.config.positions_per_frame);
-        self.decoder()?.forward(&self.exec, latent, frames, streams, positions)
+        self.decoder()?.forward(&self.exec, latent, frames, streams, &self.positions(window))
+    }
+
+    fn positions(&self, window: Window) -> Positions<'_> {
+        Positions { window, rotary: &self.rotary, per_frame: self.config.positions_per_frame }
     }
 
     fn encoder(&self) -> Result<&Encoder<E>> {
