@@ -254,6 +254,15 @@ impl LmConfig {
             return Err(f.error("delays", delay, format!("must be at most {MAX_DELAY} frames")));
         }
         let text_card = f.positive_or("text_card", 32_000)?;
+        let text_padding_id = f.size_or("existing_text_padding_id", 3)?;
+        if text_padding_id > text_card {
+            let reason = format!("must be at most text_card = {text_card}");
+            return Err(f.error("existing_text_padding_id", text_padding_id, reason));
+        }
+        if text_card < TEXT_END_TOKEN {
+            let reason = format!("must be at least {TEXT_END_TOKEN}, the token that ends a text");
+            return Err(f.error("text_card", text_card, reason));
+        }
         let temporal = temporal(f)?;
         let depth = depth(f, num_generated)?;
         ignored_and_fixed(f)?;
@@ -277,7 +286,7 @@ impl LmConfig {
             text_card,
             text_card_out: f.count_or("text_card_out", text_card, text_card + 1)?,
             demux_second_stream: demux,
-            text_padding_id: f.size_or("existing_text_padding_id", 3)?,
+            text_padding_id,
             text_end_padding_id: f.size_or("existing_text_end_padding_id", 0)?,
             delays,
             num_codebooks,
@@ -298,6 +307,8 @@ impl LmConfig {
 }
 
 const MODEL_TYPES: [&str; 4] = ["moshi", "hibiki", "stt", "tts"];
+/// Text token "end of sentence" of all released models.
+pub(crate) const TEXT_END_TOKEN: usize = 2;
 /// Above it every distribution is uniform to the eye.
 pub(crate) const MAX_TEMPERATURE: f64 = 100.0;
 /// Far above any useful strength of guidance.

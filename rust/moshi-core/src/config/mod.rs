@@ -11,11 +11,11 @@ mod mimi;
 
 pub use conditioning::{ConditionerConfig, ConditionerKind, FuserConfig};
 pub use fields::Fields;
-pub(crate) use lm::MAX_TEMPERATURE;
 pub use lm::{
     DepthConfig, GenerationConfig, LmConfig, ModelFiles, ModelType, OutputNorm, TemporalConfig,
     TransformerShape,
 };
+pub(crate) use lm::{MAX_TEMPERATURE, TEXT_END_TOKEN};
 pub use mimi::{MimiConfig, SeanetConfig};
 
 use crate::error::{Error, Result};

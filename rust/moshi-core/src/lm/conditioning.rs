@@ -50,8 +50,8 @@ struct Conditioner<E: Executor> {
 pub(super) struct Fused<E: Executor> {
     /// Added to every input, `[dim]`.
     pub(super) sum: Option<Vec<f32>>,
-    /// Sequence to attend to, `[position, dim]`.
-    pub(super) cross: Option<E::Buffer>,
+    /// Sequence to attend to, `[position, dim]`, and its number of positions.
+    pub(super) cross: Option<(E::Buffer, usize)>,
 }
 
 impl<E: Executor> ConditionProvider<E> {
@@ -116,11 +116,12 @@ impl<E: Executor> ConditionProvider<E> {
         for name in &self.fuser.cross {
             sequence.extend(self.one(exec, name, conditions)?);
         }
-        check_positions("cross conditions", sequence.len() / self.dim)?;
+        let positions = sequence.len() / self.dim;
+        check_positions("cross conditions", positions)?;
         if let Some(scale) = self.fuser.cross_position_scale {
             add_sinusoids(&mut sequence, self.dim, scale);
         }
-        Ok(Fused { sum, cross: Some(exec.upload(sequence, self.dim)?) })
+        Ok(Fused { sum, cross: Some((exec.upload(sequence, self.dim)?, positions)) })
     }
 
     /// `[position, dim]` of one condition.

@@ -12,7 +12,7 @@ use super::sampling::{CounterRng, Sampling, sample};
 use super::state::{Lane, LmState};
 use super::{UNGENERATED_TOKEN, ZERO_TOKEN};
 use crate::checkpoint::{Catalog, Fingerprint, Lora, TensorFile, layout};
-use crate::config::{GenerationConfig, LmConfig, ModelFiles};
+use crate::config::{GenerationConfig, LmConfig, ModelFiles, TEXT_END_TOKEN};
 use crate::error::{Error, Result};
 use crate::exec::{Activation, AttentionPlan, Executor, Norm, Rotary, WeightType};
 use crate::nn::{Transformer, rms_norm_f32};
@@ -28,9 +28,6 @@ pub struct LmOptions {
     /// Adapter to fuse.
     pub lora: Option<std::path::PathBuf>,
 }
-
-/// Text token "end of sentence" of translation models.
-const TEXT_END_TOKEN: usize = 2;
 
 /// Interventions of a caller in a step, in the order in which they happen.
 pub trait StepHooks {
@@ -135,16 +132,6 @@ impl<E: Executor> LanguageModel<E> {
         let shape = &config.temporal.shape;
         let replaced =
             options.end_acts_as_padding.then_some((config.text_padding_id, TEXT_END_TOKEN));
-        let highest =
-            config.text_padding_id.max(if replaced.is_some() { TEXT_END_TOKEN } else { 0 });
-        if highest > config.text_card {
-            return Err(Error::Config {
-                file: path.display().to_string(),
-                field: "text_card".into(),
-                value: config.text_card.to_string(),
-                reason: format!("must be at least {highest}: padding and end tokens are below it"),
-            });
-        }
         let embedding =
             |name: &str, replaced| Embedding::load(exec, &catalog, name, dtype, replaced);
         let mut files = vec![&file];

@@ -119,10 +119,9 @@ impl<E: Executor> LanguageModel<E> {
                 let Fused { sum, cross } = self.provider.fuse(&self.exec, conditions)?;
                 let mut lane = self.empty_lane()?;
                 lane.sum = sum;
-                if let Some(sequence) = cross {
+                if let Some((sequence, positions)) = cross {
                     lane.memory = self.memory(&sequence)?;
-                    let values = self.exec.download(&sequence)?.len();
-                    lane.memory_len = values / self.config.temporal.shape.dim;
+                    lane.memory_len = positions;
                 }
                 Ok(lane)
             })
