@@ -148,7 +148,7 @@ impl Model {
     ) -> Result<Arc<Self>> {
         if repo.config.model_type == ModelType::Tts {
             return Err(Error::Config {
-                file: repo.folder.join("config.json").display().to_string(),
+                file: repo.config_file(),
                 field: "model_type".into(),
                 value: "\"tts\"".into(),
                 reason: "a text-to-speech model hears nothing; load it as a language model".into(),
@@ -180,7 +180,7 @@ impl Model {
         };
         log::info!(
             "loaded {} ({}, weights {:?}) on {}",
-            repo.folder.display(),
+            repo.label(),
             config.model_type.name(),
             info.dtype,
             info.executor

@@ -1,6 +1,6 @@
 //! `moshi-rs info`: what a folder holds, without loading weights.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use moshi_core::Error;
 use moshi_core::checkpoint::{Repo, TensorFile};
@@ -13,7 +13,7 @@ pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
     let repo = Repo::open(&args.model)?;
     let config = &repo.config;
     let temporal = &config.temporal;
-    let mut language_model = weights(&repo.moshi_path()?)?;
+    let mut language_model = weights(repo.moshi_path())?;
     extend(
         &mut language_model,
         json!({
@@ -29,7 +29,7 @@ pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
             "conditions": config.conditioners.iter().map(|c| &c.name).collect::<Vec<_>>(),
         }),
     );
-    let mut codec = weights(&repo.mimi_path()?)?;
+    let mut codec = weights(repo.mimi_path())?;
     extend(
         &mut codec,
         json!({
@@ -41,13 +41,16 @@ pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
             "codebook_size": repo.mimi_config.codebook_size,
         }),
     );
-    let tokenizer = repo.tokenizer_path()?;
+    let (tokenizer, present) = match repo.tokenizer_path() {
+        Err(Error::NotFound { path, .. }) => (path, false),
+        path => (path?, true),
+    };
     let facts = json!({
-        "folder": repo.folder.display().to_string(),
+        "folder": repo.label(),
         "model_type": config.model_type.name(),
         "language_model": language_model,
         "codec": codec,
-        "tokenizer": { "file": tokenizer.display().to_string(), "present": tokenizer.exists() },
+        "tokenizer": { "file": tokenizer.display().to_string(), "present": present },
     });
     if args.json {
         line(format_args!("{facts:#}"))?;
@@ -68,13 +71,14 @@ pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
 }
 
 /// Size of a weights file, or that it is not there.
-fn weights(path: &Path) -> Result<Value> {
-    let file = match TensorFile::open(path) {
-        Err(Error::NotFound { .. }) => {
+fn weights(path: moshi_core::Result<PathBuf>) -> Result<Value> {
+    let file = match path.and_then(|path| TensorFile::open(&path)) {
+        Err(Error::NotFound { path, .. }) => {
             return Ok(json!({ "file": path.display().to_string(), "present": false }));
         }
         file => file?,
     };
+    let path = file.path();
     let parameters: u64 =
         file.tensors().values().map(|t| t.shape.iter().product::<usize>() as u64).sum();
     Ok(json!({

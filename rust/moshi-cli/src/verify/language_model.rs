@@ -25,8 +25,8 @@ pub(super) fn compute<E: Executor>(
         lora: config.files.lora_name.as_ref().map(|name| case.folder.join(name)),
         ..LmOptions::default()
     };
-    let lm =
-        LanguageModel::load(exec, &case.folder.join(&config.files.moshi_name), &config, &options)?;
+    let weights = config.files.moshi_name.as_deref().unwrap_or("model.safetensors");
+    let lm = LanguageModel::load(exec, &case.folder.join(weights), &config, &options)?;
     let stream = LmStreamOptions {
         conditions: conditions(case, "conditions", true)?,
         guidance: guidance(case)?,

@@ -4,7 +4,8 @@
 //! - [`Catalog`]: the tensors of a file under the one canonical spelling that models ask for,
 //!   checked against the shapes that the config implies before anything is read.
 //! - [`layout`]: those names and shapes.
-//! - [`Repo`]: a local folder laid out like a public repository; [`CodecFiles`]: a codec alone.
+//! - [`Repo`]: a model repository, wherever a [`FileSource`] has its files; [`CodecFiles`]: a
+//!   codec alone.
 
 mod catalog;
 mod fingerprint;
@@ -12,10 +13,12 @@ pub mod layout;
 mod lora;
 mod names;
 mod repo;
+mod source;
 mod tensor_file;
 
 pub use catalog::{Catalog, Expected};
 pub use fingerprint::Fingerprint;
 pub use lora::Lora;
 pub use repo::{CodecFiles, Repo};
+pub use source::{FileSource, Folder};
 pub use tensor_file::{TensorFile, TensorInfo};

@@ -1,64 +1,110 @@
-//! A local folder laid out like a public repository.
+//! A model repository: its configs, and the files that they name.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::source::{FileSource, Folder, is_plain};
 use crate::config::{LmConfig, MimiConfig};
 use crate::error::{Error, Result};
 
-/// Configs and file paths of a model folder.
+/// Parsed configs of a model repository and the way to its files.
 #[derive(Clone, Debug)]
 pub struct Repo {
-    /// The folder.
-    pub folder: PathBuf,
     /// Language-model config: `config.json`, or the built-in Moshi 7B where there is none.
     pub config: LmConfig,
     /// Codec config: the file that the config names, or the public Mimi.
     pub mimi_config: MimiConfig,
+    source: Arc<dyn FileSource>,
+    config_name: String,
+    weights_name: String,
 }
 
 impl Repo {
-    /// Opens a folder (or the `config.json` in it) and parses its configs; weights stay unread.
+    /// Opens a folder, or a config or a weights file in one, and parses its configs; weights stay
+    /// unread. A weights file takes the place of the one that the config names.
     ///
     /// # Errors
     /// [`Error::NotFound`] for a missing folder, else as the config parsers.
     pub fn open(path: &Path) -> Result<Self> {
-        let folder = if path.is_file() && path.file_name().is_some_and(|n| n == "config.json") {
-            path.parent().unwrap_or(Path::new(".")).to_path_buf()
-        } else {
-            path.to_path_buf()
-        };
-        if !folder.is_dir() {
-            let hint = if folder.is_file() {
-                ": expected a folder with config.json and the files that it names"
-            } else {
-                ": expected a model folder; to get one from a hub, download the repository \
-                 first, for example with `hf download OWNER/REPO --local-dir FOLDER`"
-            };
-            return Err(Error::NotFound { path: folder, hint: hint.into() });
+        if !path.is_file() {
+            return Self::from_source(Arc::new(Folder::open(path)?));
         }
-        let config_path = folder.join("config.json");
-        let config = if config_path.exists() {
-            LmConfig::from_json(&config_path.display().to_string(), &read_text(&config_path)?)?
-        } else if folder.join("model.safetensors").exists() {
-            log::info!("{}: no config.json, taken for Moshi 7B", folder.display());
-            LmConfig::moshi_7b()
-        } else {
-            let hint = ": a model folder holds config.json and the files that it names";
-            return Err(Error::NotFound { path: config_path, hint: hint.into() });
+        let folder = Arc::new(Folder::open(path.parent().unwrap_or(Path::new(".")))?);
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("json") => Self::with_files(folder, Some(name), None),
+            _ => Self::with_files(folder, None, Some(name)),
+        }
+    }
+
+    /// Opens a repository wherever its files come from.
+    ///
+    /// # Errors
+    /// As [`Repo::open`], and those of the source.
+    pub fn from_source(source: Arc<dyn FileSource>) -> Result<Self> {
+        Self::with_files(source, None, None)
+    }
+
+    fn with_files(
+        source: Arc<dyn FileSource>,
+        config_name: Option<&str>,
+        weights_name: Option<&str>,
+    ) -> Result<Self> {
+        let found = match config_name {
+            Some(name) => Some(name),
+            None => first_present(&*source, &CONFIG_NAMES)?,
         };
-        let mimi_config = match &config.files.mimi_config_name {
-            None => MimiConfig::default(),
-            Some(name) => codec_config(&resolve(&folder, name)?)?,
+        let config = match found {
+            None => LmConfig::moshi_7b(),
+            Some(name) => {
+                let path = required(&*source, name)?;
+                let (file, text) = (path.display().to_string(), read_text(&path)?);
+                LmConfig::from_json(&file, &text)?
+            }
         };
-        Ok(Self { folder, config, mimi_config })
+        let weights_name = match (weights_name, &config.files.moshi_name) {
+            (Some(given), _) => given.to_owned(),
+            (None, Some(named)) => named.clone(),
+            (None, None) => only_weights(&*source)?,
+        };
+        if found.is_none() {
+            log::info!("{}: no config.json, taken for Moshi 7B", source.label());
+        }
+        let mut repo = Self {
+            config,
+            mimi_config: MimiConfig::default(),
+            source,
+            config_name: found.unwrap_or(CONFIG_NAMES[0]).into(),
+            weights_name,
+        };
+        if let Some(name) = &repo.config.files.mimi_config_name {
+            repo.mimi_config = codec_config(&repo.resolve("mimi_config_name", name)?)?;
+        }
+        Ok(repo)
+    }
+
+    /// How messages call it: the folder's path, or `owner/name`.
+    pub fn label(&self) -> String {
+        self.source.label()
+    }
+
+    /// The config file's name as errors show it.
+    pub fn config_file(&self) -> String {
+        format!("{}/{}", self.label(), self.config_name)
+    }
+
+    /// Where its files come from.
+    pub fn source(&self) -> &dyn FileSource {
+        &*self.source
     }
 
     /// Language-model weights.
     ///
     /// # Errors
-    /// [`Error::Config`] for a name that leaves the folder.
+    /// [`Error::NotFound`] when there is no such file, [`Error::Config`] for a name that leaves
+    /// the repository.
     pub fn moshi_path(&self) -> Result<PathBuf> {
-        resolve(&self.folder, &self.config.files.moshi_name)
+        self.resolve("moshi_name", &self.weights_name)
     }
 
     /// Codec weights.
@@ -66,7 +112,7 @@ impl Repo {
     /// # Errors
     /// As [`Repo::moshi_path`].
     pub fn mimi_path(&self) -> Result<PathBuf> {
-        resolve(&self.folder, &self.config.files.mimi_name)
+        self.resolve("mimi_name", &self.config.files.mimi_name)
     }
 
     /// SentencePiece model.
@@ -74,7 +120,7 @@ impl Repo {
     /// # Errors
     /// As [`Repo::moshi_path`].
     pub fn tokenizer_path(&self) -> Result<PathBuf> {
-        resolve(&self.folder, &self.config.files.tokenizer_name)
+        self.resolve("tokenizer_name", &self.config.files.tokenizer_name)
     }
 
     /// Adapter weights, when the config names some.
@@ -82,8 +128,83 @@ impl Repo {
     /// # Errors
     /// As [`Repo::moshi_path`].
     pub fn lora_path(&self) -> Result<Option<PathBuf>> {
-        self.config.files.lora_name.as_ref().map(|name| resolve(&self.folder, name)).transpose()
+        let name = self.config.files.lora_name.as_ref();
+        name.map(|name| self.resolve("lora_name", name)).transpose()
     }
+
+    /// A file that a config names. A config is untrusted: plain names stay inside the repository.
+    fn resolve(&self, field: &str, name: &str) -> Result<PathBuf> {
+        let refuse = |reason: &str| Error::Config {
+            file: self.config_file(),
+            field: field.into(),
+            value: format!("\"{name}\""),
+            reason: reason.into(),
+        };
+        if let Some(path) = name.strip_prefix("file://") {
+            return Ok(PathBuf::from(path));
+        }
+        if let Some(rest) = name.strip_prefix("hf://") {
+            let slashes: Vec<usize> = rest.match_indices('/').map(|(i, _)| i).collect();
+            let &[_, second, ..] = slashes.as_slice() else {
+                return Err(refuse("expected hf://OWNER/NAME/FILE"));
+            };
+            let (repo, file) = (&rest[..second], &rest[second + 1..]);
+            if !is_plain(repo) || !is_plain(file) {
+                return Err(refuse("expected hf://OWNER/NAME/FILE"));
+            }
+            return self.source.find_elsewhere(repo, file);
+        }
+        if !is_plain(name) {
+            return Err(refuse("must be a file inside the model folder"));
+        }
+        required(&*self.source, name)
+    }
+}
+
+const CONFIG_NAMES: [&str; 1] = ["config.json"];
+/// Weights of a repository whose config names none, before its only GGUF file is taken.
+const DEFAULT_WEIGHTS: &str = "model.safetensors";
+
+fn first_present<'n>(source: &dyn FileSource, names: &[&'n str]) -> Result<Option<&'n str>> {
+    for &name in names {
+        if source.find(name)?.is_some() {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// The weights of a repository whose config names none.
+fn only_weights(source: &dyn FileSource) -> Result<String> {
+    let names = source.list()?;
+    if names.iter().any(|name| name == DEFAULT_WEIGHTS) {
+        return Ok(DEFAULT_WEIGHTS.into());
+    }
+    let is_weights = |name: &&String| {
+        name.ends_with(".gguf") || name.starts_with("model.") && name.ends_with(".safetensors")
+    };
+    let candidates: Vec<&String> = names.iter().filter(is_weights).collect();
+    match candidates.as_slice() {
+        [only] => Ok((*only).clone()),
+        several => {
+            let hint = if several.is_empty() {
+                ": a model folder holds config.json and the files that it names".to_owned()
+            } else {
+                format!(": the folder has {several:?}; name one of these files as the model")
+            };
+            Err(Error::NotFound { path: in_source(source, DEFAULT_WEIGHTS), hint })
+        }
+    }
+}
+
+fn required(source: &dyn FileSource, name: &str) -> Result<PathBuf> {
+    source
+        .find(name)?
+        .ok_or_else(|| Error::NotFound { path: in_source(source, name), hint: String::new() })
+}
+
+fn in_source(source: &dyn FileSource, name: &str) -> PathBuf {
+    Path::new(&source.label()).join(name)
 }
 
 /// A codec on its own: weights and config.
@@ -105,27 +226,45 @@ impl CodecFiles {
     pub fn open(path: &Path) -> Result<Self> {
         let extension = path.extension().unwrap_or_default();
         if extension == "safetensors" || path.is_file() && extension != "json" {
-            let own = path.with_file_name("mimi_config.json");
-            let theirs = path.with_file_name("config.json");
-            let config = if own.exists() {
-                codec_config(&own)?
-            } else if is_codec_config(&theirs) {
-                codec_config(&theirs)?
-            } else {
-                MimiConfig::default()
+            let folder = path.parent().unwrap_or(Path::new("."));
+            let config = match Folder::open(folder) {
+                Ok(folder) => config_beside_codec(&folder)?,
+                // The missing file is named when it is opened.
+                Err(_) => MimiConfig::default(),
             };
             return Ok(Self { weights: path.into(), config });
         }
-        let config_path = path.join("config.json");
-        if is_codec_config(&config_path) {
-            return Self::open(&path.join("model.safetensors"));
+        let folder = if path.is_file() { path.parent().unwrap_or(Path::new(".")) } else { path };
+        Self::from_source(Arc::new(Folder::open(folder)?))
+    }
+
+    /// Finds the codec of a repository, as [`CodecFiles::open`] does in a folder.
+    ///
+    /// # Errors
+    /// As [`CodecFiles::open`], and those of the source.
+    pub fn from_source(source: Arc<dyn FileSource>) -> Result<Self> {
+        let config = source.find("config.json")?;
+        let alone = match &config {
+            Some(path) if is_codec_config(path) => Some("model.safetensors"),
+            Some(_) => None,
+            None => first_present(&*source, &["mimi.safetensors"])?,
+        };
+        if let Some(name) = alone {
+            let config = config_beside_codec(&*source)?;
+            return Ok(Self { weights: required(&*source, name)?, config });
         }
-        let alone = path.join("mimi.safetensors");
-        if !config_path.exists() && alone.exists() {
-            return Self::open(&alone);
-        }
-        let repo = Repo::open(path)?;
+        let repo = Repo::from_source(source)?;
         Ok(Self { weights: repo.mimi_path()?, config: repo.mimi_config })
+    }
+}
+
+fn config_beside_codec(source: &dyn FileSource) -> Result<MimiConfig> {
+    if let Some(own) = source.find("mimi_config.json")? {
+        return codec_config(&own);
+    }
+    match source.find("config.json")? {
+        Some(theirs) if is_codec_config(&theirs) => codec_config(&theirs),
+        _ => Ok(MimiConfig::default()),
     }
 }
 
@@ -143,31 +282,4 @@ fn codec_config(path: &Path) -> Result<MimiConfig> {
 /// Reads a text file.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|e| Error::read(path, e))
-}
-
-/// A file of a repository. A config is untrusted: plain names stay inside the folder.
-fn resolve(folder: &Path, name: &str) -> Result<PathBuf> {
-    let refuse = |reason: &str| Error::Config {
-        file: folder.join("config.json").display().to_string(),
-        field: "file name".into(),
-        value: format!("\"{name}\""),
-        reason: reason.into(),
-    };
-    if let Some(path) = name.strip_prefix("file://") {
-        return Ok(PathBuf::from(path));
-    }
-    if let Some(rest) = name.strip_prefix("hf://") {
-        let local = rest.rsplit('/').next().unwrap_or(rest);
-        let path = folder.join(local);
-        if path.exists() {
-            return Ok(path);
-        }
-        let hint = format!(": it is {name}; download it into the model folder");
-        return Err(Error::NotFound { path, hint });
-    }
-    let plain = Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)));
-    if name.is_empty() || !plain {
-        return Err(refuse("must be a file inside the model folder"));
-    }
-    Ok(folder.join(name))
 }

@@ -37,8 +37,8 @@ impl ModelType {
 /// Names of the files of a repository.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelFiles {
-    /// Language-model weights.
-    pub moshi_name: String,
+    /// Language-model weights; `None` when the config does not say.
+    pub moshi_name: Option<String>,
     /// Codec weights.
     pub mimi_name: String,
     /// Codec config, when the codec is not the standard one.
@@ -323,7 +323,7 @@ fn files(f: &Fields<'_>) -> Result<ModelFiles> {
         Ok(if f.has(name) { Some(f.text_or(name, "")?) } else { None })
     };
     Ok(ModelFiles {
-        moshi_name: f.text_or("moshi_name", "model.safetensors")?,
+        moshi_name: optional("moshi_name")?,
         mimi_name: f.text_or("mimi_name", "tokenizer-e351c8d8-checkpoint125.safetensors")?,
         mimi_config_name: optional("mimi_config_name")?,
         tokenizer_name: f.text_or("tokenizer_name", "tokenizer_spm_32k_3.model")?,
