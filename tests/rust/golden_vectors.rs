@@ -1,7 +1,8 @@
 //! Values that the PyTorch original computes for models whose weights follow from their names:
 //! tokens of 12 greedy calls, hidden states and logits.
 
-use moshi_core::exec::{Executor, WeightType};
+use moshi_core::exec::Executor;
+use moshi_core::lm::WeightType;
 use moshi_core::lm::{Condition, LanguageModel, LmOutput, LmStreamOptions};
 use moshi_core::snapshot::{Reader, Writer};
 use safetensors::Dtype;

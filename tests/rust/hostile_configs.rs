@@ -6,7 +6,7 @@ use moshi_core::config::{LmConfig, MimiConfig};
 use moshi_core::exec::Scalar;
 use moshi_core::lm::{LanguageModel, LmOptions};
 use moshi_core::mimi::{Mimi, MimiOptions};
-use moshi_core::{Error, Model};
+use moshi_core::{Error, LoadOptions, Model, NoObserver};
 use serde_json::{Map, Value, json};
 
 use crate::support::Dice;
@@ -318,7 +318,9 @@ fn file_names_stay_inside_the_folder() {
     let load = |field: &str, name: &str| {
         let repo = TinyRepo::new();
         repo.set(field, json!(name));
-        Repo::open(repo.path()).and_then(|repo| Model::from_repo(&Scalar, &repo, None)).map(drop)
+        Repo::open(repo.path())
+            .and_then(|repo| Model::from_repo(&Scalar, &repo, &LoadOptions::default(), &NoObserver))
+            .map(drop)
     };
     let fields = ["moshi_name", "mimi_name", "tokenizer_name", "mimi_config_name", "lora_name"];
     for field in fields {
@@ -351,8 +353,9 @@ fn models_that_cannot_converse_are_refused() {
     ] {
         let repo = TinyRepo::new();
         repo.set(field, value.clone());
-        let result =
-            Repo::open(repo.path()).and_then(|repo| Model::from_repo(&Scalar, &repo, None));
+        let result = Repo::open(repo.path()).and_then(|repo| {
+            Model::from_repo(&Scalar, &repo, &LoadOptions::default(), &NoObserver)
+        });
         let refused = matches!(result, Err(Error::Config { .. } | Error::Tensors { .. }));
         assert!(refused, "{field} = {value}");
     }

@@ -9,9 +9,11 @@ mod support;
 
 mod batching;
 mod cli;
+mod formats;
 mod golden_vectors;
 mod hostile_configs;
 mod hostile_files;
+mod hostile_gguf;
 mod hostile_inputs;
 mod layering;
 mod layouts;

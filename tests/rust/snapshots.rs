@@ -7,7 +7,7 @@ use moshi_core::exec::{Candle, Executor, Scalar};
 use moshi_core::lm::{LmOutput, LmState, LmStreamOptions, NoHooks, Sampling};
 use moshi_core::mimi::{Mimi, MimiOptions};
 use moshi_core::snapshot::{Reader, Writer};
-use moshi_core::{Model, Session, SessionOptions, StepOutput};
+use moshi_core::{LoadOptions, Model, NoObserver, Session, SessionOptions, StepOutput};
 use proptest::prelude::*;
 use safetensors::Dtype;
 
@@ -107,8 +107,10 @@ fn a_session_without_its_first_step_survives<E: Executor>(exec: &E) {
 fn the_other_executor_continues() {
     let tiny = TinyRepo::new();
     for repo in [Repo::open(&golden("dialogue_repo")).unwrap(), tiny.open()] {
-        let scalar = Model::from_repo(&Scalar, &repo, None).unwrap();
-        let candle = Model::from_repo(&Candle::cpu(), &repo, None).unwrap();
+        let scalar =
+            Model::from_repo(&Scalar, &repo, &LoadOptions::default(), &NoObserver).unwrap();
+        let candle =
+            Model::from_repo(&Candle::cpu(), &repo, &LoadOptions::default(), &NoObserver).unwrap();
         assert_eq!(scalar.fingerprint(), candle.fingerprint());
         for (from, to) in [(&scalar, &candle), (&candle, &scalar)] {
             let mut session = greedy(from);

@@ -3,8 +3,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use moshi_core::exec::{Executor, Scalar, WeightType};
-use moshi_core::{Error, Model, Session};
+use moshi_core::exec::{Executor, Scalar};
+use moshi_core::lm::WeightType;
+use moshi_core::{Error, LoadOptions, Model, NoObserver, Session};
 use sha2::{Digest, Sha256};
 
 use crate::support::models::{CONTEXT, FRAME, TinyRepo, sampled};
@@ -84,12 +85,14 @@ fn snapshots_of_other_models_are_refused() {
     let repo = TinyRepo::new();
     let model = repo.load(&Scalar);
     let blob = snapshot(&model);
-    let again = Model::from_repo(&Scalar, &repo.open(), None).unwrap();
+    let again =
+        Model::from_repo(&Scalar, &repo.open(), &LoadOptions::default(), &NoObserver).unwrap();
     assert!(Session::restore(&again, &blob).is_ok(), "the same files, loaded again");
 
     let other = TinyRepo::seeded(2).load(&Scalar);
     assert!(reason(&other, &blob).contains("another model"));
-    let half = Model::from_repo(&Scalar, &repo.open(), Some(WeightType::Bf16)).unwrap();
+    let bf16 = LoadOptions { dtype: Some(WeightType::Bf16), ..LoadOptions::default() };
+    let half = Model::from_repo(&Scalar, &repo.open(), &bf16, &NoObserver).unwrap();
     assert!(reason(&half, &blob).contains("load options"));
     repo.set("context", serde_json::json!(CONTEXT + 1));
     assert!(reason(&repo.load(&Scalar), &blob).contains("another model"));

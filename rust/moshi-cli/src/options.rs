@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use moshi_core::exec::WeightType;
+use moshi_core::lm::WeightType;
 use moshi_core::{CpuExecutor, Device, LoadOptions};
 
 /// Real-time speech models of the Moshi family: run, encode, decode and check them.
@@ -81,6 +81,10 @@ pub(crate) enum DtypeArg {
     F32,
     /// 16-bit brain floats.
     Bf16,
+    /// 8 bits and a scale for every 32 weights.
+    Q8,
+    /// 4 bits, with a scale and an offset for every 32 weights of the temporal transformer.
+    Q4,
 }
 
 impl ComputeArgs {
@@ -135,6 +139,9 @@ pub(crate) struct RunArgs {
     /// Type of the language model's weights in memory.
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub(crate) dtype: DtypeArg,
+    /// LoRA adapter to fuse into the language model, in place of the one that the config names.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) lora: Option<PathBuf>,
     /// Print one JSON object instead of text and timings.
     #[arg(long)]
     pub(crate) json: bool,
@@ -151,7 +158,10 @@ impl RunArgs {
                 DtypeArg::Auto => None,
                 DtypeArg::F32 => Some(WeightType::F32),
                 DtypeArg::Bf16 => Some(WeightType::Bf16),
+                DtypeArg::Q8 => Some(WeightType::Q8),
+                DtypeArg::Q4 => Some(WeightType::Q4),
             },
+            lora: self.lora.clone(),
         }
     }
 }

@@ -1,11 +1,10 @@
 //! What reaches the terminal: results on stdout, progress and logs on stderr, exit codes.
 
 use std::io::Write;
-use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use moshi_audio::AudioError;
-use moshi_core::Error;
+use moshi_core::{Error, LoadObserver, Memory};
 
 pub(crate) const EXIT_FELL_SHORT: i32 = 1;
 pub(crate) const EXIT_USAGE: i32 = 2;
@@ -107,11 +106,39 @@ pub(crate) fn progress(total: Option<u64>, unit: &str) -> ProgressBar {
     bar
 }
 
-/// A spinner that turns while something of unknown length runs.
-pub(crate) fn spinner(message: String) -> ProgressBar {
-    let bar = ProgressBar::new_spinner();
-    bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(8));
-    bar.set_message(message);
-    bar.enable_steady_tick(Duration::from_millis(125));
-    bar
+/// Shows the loading of a model on stderr: what it will take, then a bar over the bytes read.
+pub(crate) struct Loading {
+    bar: ProgressBar,
+    quiet: bool,
+}
+
+impl Loading {
+    /// `quiet` leaves out the line about memory.
+    pub(crate) fn new(quiet: bool) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(8));
+        let template = "{bar:30} {bytes} of {total_bytes}  {bytes_per_sec}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        Self { bar, quiet }
+    }
+}
+
+impl LoadObserver for Loading {
+    fn memory(&self, memory: &Memory) {
+        if !self.quiet {
+            let _ = writeln!(std::io::stderr(), "memory: {memory}");
+        }
+    }
+
+    fn progress(&self, bytes: u64, total_bytes: u64) {
+        self.bar.set_length(total_bytes);
+        self.bar.set_position(bytes);
+    }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
 }

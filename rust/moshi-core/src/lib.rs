@@ -23,5 +23,7 @@ pub mod snapshot;
 pub mod text;
 
 pub use error::{Error, Result};
-pub use model::{CpuExecutor, Device, LoadOptions, Model, ModelInfo};
+pub use model::{
+    CpuExecutor, Device, LoadObserver, LoadOptions, Memory, Model, ModelInfo, NoObserver,
+};
 pub use session::{Session, SessionOptions, StepOutput, step_batch};

@@ -1,15 +1,17 @@
 //! A model folder, loaded and wired: what every session of a process shares.
 
-use std::path::Path;
+use std::cell::Cell;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::checkpoint::{Fingerprint, Repo};
+use crate::checkpoint::{Catalog, Fingerprint, Repo, TensorFile};
 use crate::config::{LmConfig, ModelType};
 use crate::engine::{Engine, SpeechEngine, default_conditions};
 use crate::error::{Error, Result};
-use crate::exec::{Candle, Executor, WeightType};
-use crate::lm::{Conditions, LanguageModel, LmOptions, Sampling};
-use crate::mimi::{Mimi, MimiOptions, MimiParts};
+use crate::exec::{Candle, Executor};
+use crate::lm::{Conditions, LanguageModel, LmFiles, LmMemory, LmOptions, Sampling, WeightType};
+use crate::mimi::{Mimi, MimiMemory, MimiOptions, MimiParts};
 use crate::text::Tokenizer;
 
 /// Where computation runs.
@@ -36,6 +38,58 @@ pub enum CpuExecutor {
     Candle,
 }
 
+/// Bytes that a model takes, known before anything is allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// The language model.
+    pub language_model: LmMemory,
+    /// The codec.
+    pub codec: MimiMemory,
+}
+
+impl Memory {
+    /// Weights of all parts, shared by all sessions.
+    pub fn weight_bytes(&self) -> u64 {
+        self.language_model.weight_bytes + self.codec.weight_bytes
+    }
+
+    /// What every session adds. Guidance doubles the language model's part.
+    pub fn session_bytes(&self) -> u64 {
+        self.language_model.stream_bytes + self.codec.stream_bytes
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = |bytes: u64| match bytes as f64 {
+            large if large >= 1e9 => format!("{:.1} GB", large / 1e9),
+            small => format!("{:.1} MB", small / 1e6),
+        };
+        write!(
+            f,
+            "{} for weights (language model {} in {}, codec {}) and {} for every session",
+            size(self.weight_bytes()),
+            size(self.language_model.weight_bytes),
+            self.language_model.dtype.name(),
+            size(self.codec.weight_bytes),
+            size(self.session_bytes())
+        )
+    }
+}
+
+/// Hears about the loading of a model.
+pub trait LoadObserver {
+    /// Before weights are read: what they will take.
+    fn memory(&self, _memory: &Memory) {}
+    /// After every tensor: bytes read, and of all files.
+    fn progress(&self, _bytes: u64, _total_bytes: u64) {}
+}
+
+/// Hears nothing.
+pub struct NoObserver;
+
+impl LoadObserver for NoObserver {}
+
 /// How to load a model.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
@@ -45,6 +99,8 @@ pub struct LoadOptions {
     pub cpu_executor: CpuExecutor,
     /// Storage of the language model's weights; `None` follows the checkpoint.
     pub dtype: Option<WeightType>,
+    /// Adapter to fuse into the language model, in place of the one that the config names.
+    pub lora: Option<PathBuf>,
 }
 
 /// A loaded model.
@@ -125,26 +181,38 @@ macro_rules! with_executor {
 }
 
 impl Model {
-    /// Loads a folder laid out like a public repository.
+    /// Loads a folder laid out like a public repository, or a file in one.
     ///
     /// # Errors
     /// Whatever is wrong with its files, or [`Error::Device`].
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Arc<Self>> {
-        let repo = Repo::open(path)?;
+        Self::open(&Repo::open(path)?, options, &NoObserver)
+    }
+
+    /// Loads an opened repository on the device that the options name.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn open(
+        repo: &Repo,
+        options: &LoadOptions,
+        observer: &dyn LoadObserver,
+    ) -> Result<Arc<Self>> {
         let device = options.device.resolve();
         with_executor!(device, options.cpu_executor, exec => {
-            Self::from_repo(&exec, &repo, options.dtype)
+            Self::from_repo(&exec, repo, options, observer)
         })
     }
 
-    /// Loads an opened folder on an executor.
+    /// Loads an opened repository on an executor.
     ///
     /// # Errors
     /// As [`Model::load`].
     pub fn from_repo<E: Executor>(
         exec: &E,
         repo: &Repo,
-        dtype: Option<WeightType>,
+        options: &LoadOptions,
+        observer: &dyn LoadObserver,
     ) -> Result<Arc<Self>> {
         if repo.config.model_type == ModelType::Tts {
             return Err(Error::Config {
@@ -161,13 +229,32 @@ impl Model {
             parts: if config.num_generated == 0 { MimiParts::Encoder } else { MimiParts::Both },
             ..MimiOptions::default()
         };
-        let mimi = Mimi::load(exec, &repo.mimi_path()?, &repo.mimi_config, &mimi_options)?;
         let lm_options = LmOptions {
-            dtype,
+            dtype: options.dtype,
             end_acts_as_padding: config.model_type == ModelType::Hibiki,
-            lora: repo.lora_path()?,
+            lora: options.lora.clone().map_or_else(|| repo.lora_path(), |path| Ok(Some(path)))?,
         };
-        let lm = LanguageModel::load(exec, &repo.moshi_path()?, &config, &lm_options)?;
+        let mimi_file = TensorFile::open(&repo.mimi_path()?)?;
+        let lm_files = LmFiles::open(&repo.moshi_path()?, &config, lm_options.lora.as_deref())?;
+
+        let total = (mimi_file.len_bytes() + lm_files.weights().len_bytes()) as u64;
+        let done = Cell::new(0);
+        let progress = |bytes: u64| {
+            done.set(done.get() + bytes);
+            observer.progress(done.get(), total);
+        };
+        let mimi = Catalog::mimi(&mimi_file, repo.mimi_config.heads.query)?;
+        let lm = lm_files.catalog(&config)?;
+        let memory = Memory {
+            language_model: LmMemory::of(exec, &lm, &config, options.dtype)?,
+            codec: MimiMemory::of(&repo.mimi_config, &mimi_options),
+        };
+        log::info!("{} takes {memory}", repo.label());
+        observer.memory(&memory);
+        let mimi = mimi.with_progress(&progress);
+        let mimi = Mimi::from_catalog(exec, &mimi, &repo.mimi_config, &mimi_options)?;
+        let lm = lm.with_progress(&progress);
+        let lm = LanguageModel::from_catalog(exec, &lm, &config, &lm_options)?;
         let info = ModelInfo {
             model_type: config.model_type,
             sample_rate_hz: repo.mimi_config.sample_rate_hz,
@@ -179,10 +266,10 @@ impl Model {
             executor: exec.name(),
         };
         log::info!(
-            "loaded {} ({}, weights {:?}) on {}",
+            "loaded {} ({}, weights {}) on {}",
             repo.label(),
             config.model_type.name(),
-            info.dtype,
+            info.dtype.name(),
             info.executor
         );
         let conditions = default_conditions(&config);

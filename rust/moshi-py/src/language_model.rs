@@ -30,7 +30,8 @@ impl LanguageModel {
     /// Args:
     ///     path: The folder, or the ``config.json`` in it.
     ///     device: "auto" or "cpu".
-    ///     dtype: Storage of the weights: "auto" keeps the checkpoint's type, "f32", "bf16".
+    ///     dtype: Storage of the weights: "auto" keeps the checkpoint's type, "f32", "bf16",
+    ///         "q8", "q4", as for ``StreamingModel.load``.
     ///
     /// Returns:
     ///     The language model. Unlike ``StreamingModel``, it leaves all embeddings as stored: it
@@ -180,10 +181,10 @@ impl LanguageModel {
         self.weights.config().delays.clone()
     }
 
-    /// Storage of the weights: "f32" or "bf16".
+    /// Storage of most weights: "f32", "bf16", "q8" or "q4".
     #[getter]
     fn dtype(&self) -> &'static str {
-        options::dtype_name(self.weights.dtype())
+        self.weights.dtype().name()
     }
 
     fn __repr__(&self) -> String {

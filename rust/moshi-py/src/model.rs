@@ -32,7 +32,8 @@ impl StreamingModel {
     ///         that it names. This version carries no built-in model and downloads nothing.
     ///     device: "auto", "cpu", "cuda" or "metal"; "auto" is the best device of this build.
     ///     dtype: Storage of the language model's weights: "auto" keeps the checkpoint's type,
-    ///         "f32", "bf16".
+    ///         "f32", "bf16", "q8" (8 bits and a scale for every 32 weights), "q4" (4 bits;
+    ///         heads keep 8, embeddings 16).
     ///     kv_dtype: Storage of keys and values: "auto" or "f32".
     ///     seed: Seed of the default session; None draws one.
     ///     threads: Upper bound of threads per step, at least 1. This version uses one.
@@ -78,6 +79,7 @@ impl StreamingModel {
             device: options::device(device)?,
             cpu_executor: CpuExecutor::default(),
             dtype: options::dtype(dtype)?,
+            lora: None,
         };
         let seed = options::seed(seed)?;
         let model = runtime::enter(py, || Model::load(&path, &options))?;
@@ -235,7 +237,7 @@ impl StreamingModel {
         info.set_item("model_type", facts.model_type.name())?;
         info.set_item("device", facts.device)?;
         info.set_item("executor", &facts.executor)?;
-        info.set_item("dtype", options::dtype_name(facts.dtype))?;
+        info.set_item("dtype", facts.dtype.name())?;
         info.set_item("sample_rate", facts.sample_rate_hz)?;
         info.set_item("frame_size", facts.frame_samples)?;
         info.set_item("frame_rate", facts.frame_rate_hz)?;
@@ -253,7 +255,7 @@ impl StreamingModel {
             "StreamingModel(model_type='{}', device='{}', dtype='{}')",
             info.model_type.name(),
             info.device,
-            options::dtype_name(info.dtype)
+            info.dtype.name()
         )
     }
 }

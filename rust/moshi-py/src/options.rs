@@ -1,7 +1,6 @@
 //! Options of the Python classes, from their spelling to the engine's types.
 
-use moshi_core::exec::WeightType;
-use moshi_core::lm::{Condition, Conditions, Sampling};
+use moshi_core::lm::{Condition, Conditions, Sampling, WeightType};
 use moshi_core::mimi::{MimiOptions, MimiParts};
 use moshi_core::{Device, Error};
 use pyo3::prelude::*;
@@ -36,12 +35,13 @@ pub(crate) fn dtype(name: &str) -> PyResult<Option<WeightType>> {
         "auto" => Ok(None),
         "f32" => Ok(Some(WeightType::F32)),
         "bf16" => Ok(Some(WeightType::Bf16)),
-        "q8" | "q4" => Err(errors::option(
+        "q8" => Ok(Some(WeightType::Q8)),
+        "q4" => Ok(Some(WeightType::Q4)),
+        _ => Err(errors::option(
             "dtype",
             quoted(name),
-            "this version does not quantise; it takes \"auto\", \"f32\", \"bf16\"",
+            r#"one of "auto", "f32", "bf16", "q8", "q4""#,
         )),
-        _ => Err(errors::option("dtype", quoted(name), r#"one of "auto", "f32", "bf16""#)),
     }
 }
 
@@ -54,14 +54,6 @@ pub(crate) fn kv_dtype(name: &str) -> PyResult<()> {
             quoted(name),
             "this version keeps keys and values in \"f32\"",
         )),
-    }
-}
-
-/// The name of a weight type as options spell it.
-pub(crate) fn dtype_name(dtype: WeightType) -> &'static str {
-    match dtype {
-        WeightType::F32 => "f32",
-        WeightType::Bf16 => "bf16",
     }
 }
 

@@ -7,7 +7,7 @@ use moshi_core::checkpoint::{Expected, Repo, layout};
 use moshi_core::config::{LmConfig, MimiConfig};
 use moshi_core::exec::Executor;
 use moshi_core::lm::Sampling;
-use moshi_core::{Model, Session, SessionOptions};
+use moshi_core::{LoadOptions, Model, NoObserver, Session, SessionOptions};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -64,7 +64,7 @@ impl TinyRepo {
     }
 
     pub(crate) fn load<E: Executor>(&self, exec: &E) -> Arc<Model> {
-        Model::from_repo(exec, &self.open(), None).unwrap()
+        Model::from_repo(exec, &self.open(), &LoadOptions::default(), &NoObserver).unwrap()
     }
 
     /// Replaces a field of `config.json`.

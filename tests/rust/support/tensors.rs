@@ -28,6 +28,14 @@ impl Tensor {
         Self { shape, data: self.data[from * width..to * width].to_vec() }
     }
 
+    /// Tensors joined along the first axis.
+    pub(crate) fn joined(parts: &[Self]) -> Self {
+        let mut shape = parts[0].shape.clone();
+        shape[0] = parts.iter().map(|part| part.shape[0]).sum();
+        let data = parts.iter().flat_map(|part| part.data.iter().copied()).collect();
+        Self::new(&shape, data)
+    }
+
     /// The matrix times a vector, in f64.
     pub(crate) fn times(&self, x: &[f64]) -> Vec<f64> {
         let rows = self.data.chunks_exact(x.len());
@@ -84,8 +92,8 @@ impl Tensors {
     pub(crate) fn split(&self, depth_sets: usize) -> Self {
         let mut out = Self::default();
         for (name, tensor) in &self.0 {
-            let packed = [(".in_proj_weight", ".in_projs"), (".out_proj.weight", ".out_projs")];
-            let found = packed.iter().find_map(|(from, to)| Some((name.strip_suffix(from)?, to)));
+            let found =
+                PROJECTIONS.iter().find_map(|(from, to)| Some((name.strip_suffix(from)?, to)));
             let Some((prefix, to)) = found else {
                 out.insert(name, tensor.clone());
                 continue;
@@ -99,6 +107,110 @@ impl Tensors {
         }
         out
     }
+}
+
+/// Projections that are packed or split.
+const PROJECTIONS: [(&str, &str); 2] =
+    [(".in_proj_weight", ".in_projs"), (".out_proj.weight", ".out_projs")];
+
+impl Tensors {
+    /// Split projections of a language model packed into one tensor, `depth_sets` in the depth
+    /// transformer.
+    pub(crate) fn packed(&self, depth_sets: usize) -> Self {
+        let mut out = self.clone();
+        for (packed, split) in PROJECTIONS {
+            let first = format!("{split}.0.weight");
+            for name in self.0.keys().filter(|name| name.ends_with(&first)) {
+                let prefix = name.strip_suffix(&first).unwrap();
+                let sets = if name.starts_with("depformer.") { depth_sets } else { 1 };
+                let parts: Vec<Tensor> = (0..sets)
+                    .map(|set| out.take(&format!("{prefix}{split}.{set}.weight")))
+                    .collect();
+                out.insert(&format!("{prefix}{packed}"), Tensor::joined(&parts));
+            }
+        }
+        out
+    }
+
+    /// An adapter's split projections packed, `A` and `B` each joined along rows.
+    pub(crate) fn packed_adapter(&self, depth_sets: usize) -> Self {
+        let mut out = self.clone();
+        for (packed, split) in [("in_proj", "in_projs"), ("out_proj", "out_projs")] {
+            for side in ["lora_A", "lora_B"] {
+                let first = format!(".{split}.0.{side}.weight");
+                for name in self.0.keys().filter(|name| name.ends_with(&first)) {
+                    let prefix = name.strip_suffix(&first).unwrap();
+                    let sets = if name.starts_with("depformer.") { depth_sets } else { 1 };
+                    let part = |set: usize| format!("{prefix}.{split}.{set}.{side}.weight");
+                    let parts: Vec<Tensor> = (0..sets).map(|set| out.take(&part(set))).collect();
+                    let name = format!("{prefix}.{packed}.{side}.weight");
+                    out.insert(&name, Tensor::joined(&parts));
+                }
+            }
+        }
+        out
+    }
+
+    /// The PyTorch layout, packed or split, in Candle's: one depth transformer per codebook.
+    pub(crate) fn candle(&self, schedule: &[usize]) -> Self {
+        let sets = schedule.iter().max().map_or(0, |max| max + 1);
+        let mut out = Self::default();
+        let packed = self.packed(sets);
+        for (name, tensor) in &packed.0 {
+            for (new, tensor) in candle_names(name, tensor, schedule, sets) {
+                out.insert(&new, tensor);
+            }
+        }
+        out
+    }
+}
+
+fn candle_names(
+    name: &str,
+    tensor: &Tensor,
+    schedule: &[usize],
+    sets: usize,
+) -> Vec<(String, Tensor)> {
+    let numbered = |prefix: &str| {
+        let (number, rest) = name.strip_prefix(prefix)?.split_once('.')?;
+        Some((number.parse::<usize>().ok()?, rest.to_owned()))
+    };
+    let codebooks = || schedule.iter().enumerate();
+    if let Some((set, rest)) = numbered("depformer_in.") {
+        let users = codebooks().filter(|(_, own)| **own == set);
+        return users
+            .map(|(k, _)| (format!("depformer.{k}.linear_in.{rest}"), tensor.clone()))
+            .collect();
+    }
+    if let Some((k, rest)) = numbered("linears.") {
+        return vec![(format!("depformer.{k}.linear_out.{rest}"), tensor.clone())];
+    }
+    if let Some(rest) = name.strip_prefix("depformer_text_emb.") {
+        return vec![(format!("depformer.0.emb.{rest}"), tensor.clone())];
+    }
+    if let Some((k, rest)) = numbered("depformer_emb.") {
+        return vec![(format!("depformer.{}.emb.{rest}", k + 1), tensor.clone())];
+    }
+    let Some((layer, rest)) = numbered("depformer.layers.") else {
+        return vec![(name.into(), tensor.clone())];
+    };
+    let prefix = |k: usize| format!("depformer.{k}.transformer.layers.{layer}");
+    codebooks()
+        .filter_map(|(k, &set)| {
+            if let Some(gating) = rest.strip_prefix("gating.") {
+                let (number, leaf) = gating.split_once('.').unwrap();
+                let own = number.parse::<usize>().unwrap() == set;
+                return own.then(|| (format!("{}.gating.{leaf}", prefix(k)), tensor.clone()));
+            }
+            let part = if rest.starts_with("self_attn") {
+                let each = tensor.shape[0] / sets;
+                tensor.rows(set * each, (set + 1) * each)
+            } else {
+                tensor.clone()
+            };
+            Some((format!("{}.{rest}", prefix(k)), part))
+        })
+        .collect()
 }
 
 fn encode(values: &[f32], dtype: Dtype) -> Vec<u8> {

@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant};
 
 use moshi_audio::{AudioReader, MonoReader, WavWriter};
+use moshi_core::checkpoint::Repo;
 use moshi_core::lm::Sampling;
 use moshi_core::{Model, Session, SessionOptions};
 use serde_json::json;
 
 use crate::interrupt::{EXIT_INTERRUPTED, Watch};
 use crate::options::RunArgs;
-use crate::output::{CliError, Result, line, progress, spinner, text};
+use crate::output::{CliError, Loading, Result, line, progress, text};
 
 /// Ten minutes: enough for any last word, and a bound on a mistyped number.
 const MAX_PAD_SECONDS: f64 = 600.0;
@@ -21,10 +22,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<i32> {
     }
     // A mistyped name should not cost the loading of a model.
     drop(AudioReader::open(&args.input)?);
-    let loading = spinner(format!("loading {}", args.model.display()));
-    let model = Model::load(&args.model, &args.load_options());
-    loading.finish_and_clear();
-    let model = model?;
+    let repo = Repo::open(&args.model)?;
+    let model = Model::open(&repo, &args.load_options(), &Loading::new(args.json))?;
     let info = model.info().clone();
     let mut session = Session::new(&model, &session_options(args, &model))?;
     let rate = info.sample_rate_hz as u32;

@@ -1,9 +1,9 @@
 //! Cases of kind `dialogue`: a repository folder, audio in, audio and text out, unprimed.
 
 use moshi_core::checkpoint::{Repo, TensorFile};
-use moshi_core::exec::{Executor, WeightType};
-use moshi_core::lm::Sampling;
-use moshi_core::{Error, Model, Result, Session, SessionOptions};
+use moshi_core::exec::Executor;
+use moshi_core::lm::{Sampling, WeightType};
+use moshi_core::{Error, LoadOptions, Model, NoObserver, Result, Session, SessionOptions};
 
 use super::compare::{Check, Measure};
 use super::mimi::{audio, by_codebook};
@@ -16,7 +16,8 @@ pub(super) fn compute<E: Executor>(
     checks: &mut Vec<Check>,
 ) -> Result<Results> {
     let repo = Repo::open(&case.folder)?;
-    let model = Model::from_repo(exec, &repo, Some(WeightType::F32))?;
+    let options = LoadOptions { dtype: Some(WeightType::F32), ..LoadOptions::default() };
+    let model = Model::from_repo(exec, &repo, &options, &NoObserver)?;
     let options = SessionOptions {
         sampling: Some(Sampling::greedy()),
         unprimed: true,

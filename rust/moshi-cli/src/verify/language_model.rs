@@ -21,7 +21,7 @@ pub(super) fn compute<E: Executor>(
     let config_name = format!("config{suffix}.json");
     let config = LmConfig::from_json(&config_name, &case.text(&config_name)?)?;
     let options = LmOptions {
-        dtype: Some(moshi_core::exec::WeightType::F32),
+        dtype: Some(moshi_core::lm::WeightType::F32),
         lora: config.files.lora_name.as_ref().map(|name| case.folder.join(name)),
         ..LmOptions::default()
     };

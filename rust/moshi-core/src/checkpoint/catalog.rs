@@ -2,11 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::path::Path;
 
-use super::{Lora, TensorFile, names};
+use half::bf16;
+use safetensors::Dtype;
+
+use super::names::{self, Layout};
+use super::{Encoding, Lora, TensorFile};
 use crate::config::LmConfig;
 use crate::error::{Error, Result, TensorProblems};
-use crate::exec::HostMatrix;
+use crate::exec::{HostMatrix, HostValues, Storage};
 
 /// A tensor that a config asks for.
 #[derive(Clone, Debug)]
@@ -58,58 +63,66 @@ pub(super) struct Entry {
 /// Canonical names to places in a file.
 pub struct Catalog<'f> {
     file: &'f TensorFile,
+    layout: Layout,
     lora: Option<&'f Lora>,
+    progress: Option<&'f dyn Fn(u64)>,
     entries: BTreeMap<String, Entry>,
     problems: TensorProblems,
 }
 
 impl<'f> Catalog<'f> {
-    /// Catalogue of a language model in the PyTorch layout, packed or split projections.
+    /// Catalogue of a language model: in the PyTorch layout, packed or split projections, or in
+    /// Candle's, with one depth transformer for every codebook.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a layout that this engine does not read.
     pub fn language_model(file: &'f TensorFile, config: &LmConfig) -> Result<Self> {
-        Self::new(file, |name, info| names::language_model(name, info, config))
+        refuse_foreign(file)?;
+        let mut problems = TensorProblems::default();
+        let entries = names::language_model(file, config, &mut problems);
+        Ok(Self { file, layout: Layout::of(file), lora: None, progress: None, entries, problems })
     }
 
     /// Catalogue of a codec in Kyutai's or Hugging Face's naming.
+    ///
+    /// # Errors
+    /// As [`Catalog::language_model`].
     pub fn mimi(file: &'f TensorFile, num_heads: usize) -> Result<Self> {
-        if file.tensors().contains_key("encoder.layers.0.conv.weight") {
-            let mut problems = TensorProblems::default();
-            let entries = names::mimi_from_hugging_face(file, num_heads, &mut problems);
-            return Ok(Self { file, lora: None, entries, problems });
-        }
-        let mut catalog = Self::new(file, |name, info| Ok(names::mimi(name, info)))?;
-        names::fold_weight_norms(file, &mut catalog.entries);
-        Ok(catalog)
-    }
-
-    fn new(
-        file: &'f TensorFile,
-        rename: impl Fn(&str, &[usize]) -> Result<Vec<(String, Entry)>, String>,
-    ) -> Result<Self> {
-        let mut entries = BTreeMap::new();
         let mut problems = TensorProblems::default();
-        for (name, info) in file.tensors() {
-            match rename(name, &info.shape) {
-                Ok(renamed) => {
-                    for (canonical, entry) in renamed {
-                        if entries.insert(canonical.clone(), entry).is_some() {
-                            let again = format!("{name} (another spelling of {canonical})");
-                            problems.unexpected.push(again);
-                        }
-                    }
-                }
-                Err(problem) => problems.misshapen.push(problem),
-            }
-        }
-        if let Some(known) = names::foreign_layout(file) {
-            return Err(Error::Checkpoint { path: file.path().into(), reason: known.into() });
-        }
-        Ok(Self { file, lora: None, entries, problems })
+        let entries = if file.tensors().contains_key("encoder.layers.0.conv.weight") {
+            names::mimi_from_hugging_face(file, num_heads, &mut problems)
+        } else {
+            refuse_foreign(file)?;
+            names::mimi(file, &mut problems)
+        };
+        Ok(Self { file, layout: Layout::PyTorch, lora: None, progress: None, entries, problems })
     }
 
     /// Adds an adapter that is fused into every weight as it is read.
     pub fn with_lora(mut self, lora: &'f Lora) -> Self {
         self.lora = Some(lora);
         self
+    }
+
+    /// Calls back with the number of bytes of every tensor as it is read.
+    pub fn with_progress(mut self, progress: &'f dyn Fn(u64)) -> Self {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// Whose names the file uses.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The file of the weights.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// All files that values come from.
+    pub fn files(&self) -> Vec<&TensorFile> {
+        std::iter::once(self.file).chain(self.lora.map(Lora::file)).collect()
     }
 
     /// Shape of a canonical tensor, if the file has it.
@@ -128,7 +141,13 @@ impl<'f> Catalog<'f> {
             known.insert(tensor.name.as_str());
             match self.entries.get(&tensor.name) {
                 None if tensor.required => {
-                    problems.missing.push(format!("{} {:?}", tensor.name, tensor.shapes[0]));
+                    let why = if self.layout.lacks(&tensor.name) {
+                        " (the Candle layout cannot hold it)"
+                    } else {
+                        ""
+                    };
+                    let missing = format!("{} {:?}{why}", tensor.name, tensor.shapes[0]);
+                    problems.missing.push(missing);
                 }
                 None => {}
                 Some(entry) => self.check_one(tensor, entry, &mut problems),
@@ -156,11 +175,11 @@ impl<'f> Catalog<'f> {
             ));
         }
         for name in entry.pieces.iter().flat_map(Piece::tensors) {
-            let dtype = self.file.tensors()[name].dtype;
-            if !names::is_float(dtype) && !tensor.name.ends_with("_initialized") {
+            let encoding = self.file.tensors()[name].encoding;
+            if !encoding.is_float() && !tensor.name.ends_with("_initialized") {
                 problems
                     .misshapen
-                    .push(format!("{name}: expected F32, F16 or BF16, got {dtype:?}"));
+                    .push(format!("{name}: expected F32, F16 or BF16, got {encoding}"));
             }
         }
     }
@@ -178,6 +197,7 @@ impl<'f> Catalog<'f> {
         for piece in &entry.pieces {
             values.extend(piece.read(self.file)?);
         }
+        self.report(entry);
         if let Some(lora) = self.lora {
             lora.fuse(name, &mut values, entry.shape.last().copied().unwrap_or(1))?;
         }
@@ -190,25 +210,84 @@ impl<'f> Catalog<'f> {
         Ok(values)
     }
 
-    /// A canonical matrix (trailing axes of a kernel of one tap are dropped).
+    /// A canonical matrix (trailing axes of a kernel of one tap are dropped) in the storage that
+    /// [`Catalog::storage`] gives.
     ///
     /// # Errors
     /// As [`Catalog::read`].
     pub fn matrix(&self, name: &str) -> Result<HostMatrix> {
-        let data = self.read(name)?;
-        let rows = self.entries[name].shape.first().copied().unwrap_or(0);
-        if data.is_empty() || rows == 0 {
-            let reason = format!("tensor {name} is empty");
-            return Err(Error::Checkpoint { path: self.file.path().into(), reason });
+        let bad = |reason| Error::Checkpoint { path: self.file.path().into(), reason };
+        let shape = self.shape(name).ok_or_else(|| bad(format!("has no tensor {name}")))?;
+        let rows = shape.first().copied().unwrap_or(0);
+        if shape.contains(&0) || rows == 0 {
+            return Err(bad(format!("tensor {name} is empty")));
         }
-        Ok(HostMatrix { rows, cols: data.len() / rows, data })
+        let cols = shape.iter().skip(1).product();
+        let values = match self.storage(name) {
+            Storage::F32 => HostValues::F32(self.read(name)?),
+            Storage::Bf16 => {
+                let bytes = self.bytes(name)?;
+                let values = bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b));
+                HostValues::Bf16(values.collect())
+            }
+            Storage::Blocks(format) => HostValues::Blocks(format, self.bytes(name)?),
+        };
+        let finite = match &values {
+            // Checked as it was read.
+            HostValues::F32(_) => true,
+            HostValues::Bf16(values) => values.iter().all(|v| v.is_finite()),
+            HostValues::Blocks(format, bytes) => format.are_finite(bytes),
+        };
+        if !finite {
+            return Err(bad(format!("tensor {name} has values that are not finite")));
+        }
+        Ok(HostMatrix { rows, cols, values })
     }
 
-    /// True when every weight matrix of the file is stored in bf16.
-    pub fn is_bf16(&self) -> bool {
-        let float = self.file.tensors().values().filter(|info| info.shape.len() == 2);
-        let mut float = float.peekable();
-        float.peek().is_some() && float.all(|info| info.dtype == safetensors::Dtype::BF16)
+    /// The storage in which a canonical matrix is read without loss: the file's own for bf16 and
+    /// blocks, unless an adapter changes the matrix, else f32.
+    pub fn storage(&self, name: &str) -> Storage {
+        let changed = self.lora.is_some_and(|lora| lora.changes(name));
+        let Some(entry) = self.entries.get(name).filter(|_| !changed) else { return Storage::F32 };
+        let encodings = entry.pieces.iter().map(|piece| match piece {
+            Piece::Rows { tensor, .. } => Some(self.file.tensors()[tensor].encoding),
+            Piece::Interleave { .. } | Piece::WeightNorm { .. } => None,
+        });
+        let common = encodings.reduce(|a, b| a.filter(|_| a == b)).flatten();
+        match common {
+            Some(Encoding::Plain(Dtype::BF16)) => Storage::Bf16,
+            Some(Encoding::Blocks(format)) => Storage::Blocks(format),
+            _ => Storage::F32,
+        }
+    }
+
+    /// The stored bytes of a tensor whose pieces are rows.
+    fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        for piece in &self.entries[name].pieces {
+            let Piece::Rows { tensor, rows } = piece else { unreachable!("storage is f32 then") };
+            bytes.extend_from_slice(self.file.row_bytes(tensor, rows.clone())?.1);
+        }
+        self.report(&self.entries[name]);
+        Ok(bytes)
+    }
+
+    fn report(&self, entry: &Entry) {
+        let Some(progress) = self.progress else { return };
+        let bytes = entry.pieces.iter().map(|piece| match piece {
+            Piece::Rows { tensor, rows } => {
+                self.file.row_bytes(tensor, rows.clone()).map_or(0, |(_, bytes)| bytes.len())
+            }
+            _ => piece.tensors().iter().map(|t| self.file.tensors()[*t].bytes.len()).sum(),
+        });
+        progress(bytes.sum::<usize>() as u64);
+    }
+}
+
+fn refuse_foreign(file: &TensorFile) -> Result<()> {
+    match names::foreign_layout(file) {
+        None => Ok(()),
+        Some(known) => Err(Error::Checkpoint { path: file.path().into(), reason: known.into() }),
     }
 }
 

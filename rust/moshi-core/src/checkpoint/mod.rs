@@ -1,6 +1,6 @@
 //! From files to checked, named weights.
 //!
-//! - [`TensorFile`]: a memory-mapped safetensors file.
+//! - [`TensorFile`]: a memory-mapped safetensors or GGUF file.
 //! - [`Catalog`]: the tensors of a file under the one canonical spelling that models ask for,
 //!   checked against the shapes that the config implies before anything is read.
 //! - [`layout`]: those names and shapes.
@@ -9,6 +9,7 @@
 
 mod catalog;
 mod fingerprint;
+mod gguf;
 pub mod layout;
 mod lora;
 mod names;
@@ -19,6 +20,7 @@ mod tensor_file;
 pub use catalog::{Catalog, Expected};
 pub use fingerprint::Fingerprint;
 pub use lora::Lora;
+pub use names::Layout;
 pub use repo::{CodecFiles, Repo};
 pub use source::{FileSource, Folder};
-pub use tensor_file::{TensorFile, TensorInfo};
+pub use tensor_file::{Container, Encoding, TensorFile, TensorInfo};

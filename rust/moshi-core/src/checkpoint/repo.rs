@@ -181,7 +181,8 @@ fn only_weights(source: &dyn FileSource) -> Result<String> {
         return Ok(DEFAULT_WEIGHTS.into());
     }
     let is_weights = |name: &&String| {
-        name.ends_with(".gguf") || name.starts_with("model.") && name.ends_with(".safetensors")
+        let extension = Path::new(name).extension().unwrap_or_default();
+        extension == "gguf" || name.starts_with("model.") && extension == "safetensors"
     };
     let candidates: Vec<&String> = names.iter().filter(is_weights).collect();
     match candidates.as_slice() {

@@ -1,73 +1,96 @@
-//! A memory-mapped safetensors file whose header has been checked.
+//! A memory-mapped file of named tensors whose header has been checked.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use moshi_kernels::MappedFile;
+use moshi_kernels::scalar::BlockFormat;
 use safetensors::{Dtype, SafeTensors};
 
+use super::gguf::{self, Header};
 use crate::error::{Error, Result};
+
+/// How a file stores the values of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// One after the other.
+    Plain(Dtype),
+    /// In blocks of few bits.
+    Blocks(BlockFormat),
+}
+
+impl Encoding {
+    /// True when the values are weights: floats, or blocks that decode to floats.
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::Plain(Dtype::F32 | Dtype::F16 | Dtype::BF16) | Self::Blocks(_))
+    }
+}
+
+impl fmt::Display for Encoding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(dtype) => write!(f, "{dtype:?}"),
+            Self::Blocks(BlockFormat::Q4K) => f.write_str("Q4_K"),
+            Self::Blocks(format) => write!(f, "{format:?}"),
+        }
+    }
+}
 
 /// Where a tensor lies in its file.
 #[derive(Clone, Debug)]
 pub struct TensorInfo {
-    /// Element type.
-    pub dtype: Dtype,
+    /// Form of the values.
+    pub encoding: Encoding,
     /// Shape, outermost axis first.
     pub shape: Vec<usize>,
-    bytes: Range<usize>,
+    pub(super) bytes: Range<usize>,
 }
 
-/// A safetensors file, mapped read-only.
+/// Containers of tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Container {
+    /// `.safetensors`.
+    Safetensors,
+    /// `.gguf`.
+    Gguf,
+}
+
+/// A safetensors or GGUF file, mapped read-only; which of them, its first bytes say.
 pub struct TensorFile {
     path: PathBuf,
     map: MappedFile,
+    container: Container,
     header: Range<usize>,
     tensors: BTreeMap<String, TensorInfo>,
     metadata: BTreeMap<String, String>,
 }
 
 impl TensorFile {
-    /// Opens and checks a file: header length, JSON, offsets inside the file, no gaps.
+    /// Opens a file and checks its header: lengths, counts, offsets inside the file, no overlaps.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Io`], or [`Error::Checkpoint`] saying what is wrong.
     pub fn open(path: &Path) -> Result<Self> {
         let map = MappedFile::open(path).map_err(|e| Error::read(path, e))?;
-        let bad = |reason: String| Error::Checkpoint { path: path.into(), reason };
-        if map.starts_with(b"GGUF") {
-            return Err(bad("is a GGUF file, which this version does not read; use the \
-                            safetensors file of the same model"
-                .into()));
-        }
-        let (header_len, parsed) = SafeTensors::read_metadata(&map)
-            .map_err(|e| bad(format!("not a valid safetensors file: {e}")))?;
-        // The length prefix is eight bytes, after which offsets count from the header's end.
-        let data_start = header_len + LENGTH_PREFIX;
-        let mut tensors = BTreeMap::new();
-        for (name, info) in parsed.tensors() {
-            let (from, to) = info.data_offsets;
-            let bytes = data_start + from..data_start + to;
-            if bytes.end > map.len() {
-                return Err(bad(format!(
-                    "tensor {name} ends at byte {}, the file has {}: truncated download?",
-                    bytes.end,
-                    map.len()
-                )));
-            }
-            let shape = info.shape.clone();
-            tensors.insert(name, TensorInfo { dtype: info.dtype, shape, bytes });
-        }
-        let end = tensors.values().map(|info| info.bytes.end).max().unwrap_or(data_start);
-        if end != map.len() {
-            let len = map.len();
-            return Err(bad(format!("the header describes {end} bytes, the file has {len}")));
-        }
-        let metadata = parsed.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone()));
-        let metadata = metadata.collect();
-        Ok(Self { path: path.into(), map, header: 0..data_start, tensors, metadata })
+        let (container, parsed) = if map.starts_with(gguf::MAGIC) {
+            (
+                Container::Gguf,
+                gguf::parse(&map).map_err(|e| format!("not a readable GGUF file: {e}")),
+            )
+        } else {
+            (Container::Safetensors, parse_safetensors(&map))
+        };
+        let bad = |reason| Error::Checkpoint { path: path.into(), reason };
+        let Header { tensors, metadata, bytes: header } = parsed.map_err(bad)?;
+        Ok(Self { path: path.into(), map, container, header, tensors, metadata })
+    }
+
+    /// The container.
+    pub fn container(&self) -> Container {
+        self.container
     }
 
     /// The file.
@@ -75,7 +98,7 @@ impl TensorFile {
         &self.path
     }
 
-    /// Free-form texts of the header (`__metadata__`).
+    /// Free-form entries of the header (`__metadata__` of safetensors).
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
@@ -101,7 +124,7 @@ impl TensorFile {
         })
     }
 
-    /// Values of a float tensor (F32, F16, BF16) as f32.
+    /// Values of a float tensor (F32, F16, BF16, blocks) as f32.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] for an unknown name or another type.
@@ -115,21 +138,37 @@ impl TensorFile {
     /// # Errors
     /// As [`TensorFile::read_f32`].
     pub fn read_rows_f32(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        let (encoding, bytes) = self.row_bytes(name, rows)?;
+        Ok(match encoding {
+            Encoding::Plain(Dtype::F32) => {
+                bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+            }
+            Encoding::Plain(Dtype::F16) => {
+                bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
+            }
+            Encoding::Plain(Dtype::BF16) => {
+                bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
+            }
+            Encoding::Blocks(format) => {
+                let mut values = vec![0.0; bytes.len() / format.bytes() * format.weights()];
+                format.decode(bytes, &mut values);
+                values
+            }
+            Encoding::Plain(_) => return Err(self.wrong_type(name, encoding, FLOATS)),
+        })
+    }
+
+    /// The stored bytes of some rows (along the first axis) of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for an unknown name.
+    pub fn row_bytes(&self, name: &str, rows: Range<usize>) -> Result<(Encoding, &[u8])> {
         let info = self.info(name)?;
         let total_rows = info.shape.first().copied().unwrap_or(1).max(1);
         let row_bytes = info.bytes.len() / total_rows;
         let start = info.bytes.start;
-        let bytes = &self.map[start + rows.start * row_bytes..start + rows.end * row_bytes];
-        Ok(match info.dtype {
-            Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Dtype::F16 => {
-                bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
-            }
-            Dtype::BF16 => {
-                bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
-            }
-            other => return Err(self.wrong_type(name, other, "F32, F16 or BF16")),
-        })
+        let range = start + rows.start * row_bytes..start + rows.end * row_bytes;
+        Ok((info.encoding, &self.map[range]))
     }
 
     /// Values of an integer tensor (I64, I32, U32, I16, U16, U8, BOOL) as i64.
@@ -139,7 +178,10 @@ impl TensorFile {
     pub fn read_i64(&self, name: &str) -> Result<Vec<i64>> {
         let info = self.info(name)?;
         let bytes = &self.map[info.bytes.clone()];
-        Ok(match info.dtype {
+        let Encoding::Plain(dtype) = info.encoding else {
+            return Err(self.wrong_type(name, info.encoding, INTEGERS));
+        };
+        Ok(match dtype {
             Dtype::I64 => bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
             Dtype::I32 => {
                 bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect()
@@ -154,9 +196,7 @@ impl TensorFile {
                 bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b).into()).collect()
             }
             Dtype::U8 | Dtype::BOOL => bytes.iter().map(|&b| b.into()).collect(),
-            other => {
-                return Err(self.wrong_type(name, other, "I64, I32, U32, I16, U16, U8 or BOOL"));
-            }
+            _ => return Err(self.wrong_type(name, info.encoding, INTEGERS)),
         })
     }
 
@@ -168,12 +208,43 @@ impl TensorFile {
         &self.map[info.bytes.clone()]
     }
 
-    fn wrong_type(&self, name: &str, got: Dtype, expected: &str) -> Error {
+    fn wrong_type(&self, name: &str, got: Encoding, expected: &str) -> Error {
         Error::Checkpoint {
             path: self.path.clone(),
-            reason: format!("tensor {name} is {got:?}, expected {expected}"),
+            reason: format!("tensor {name} is {got}, expected {expected}"),
         }
     }
 }
+
+/// Parses the header of a safetensors file, whose data must be what it describes, without gaps.
+fn parse_safetensors(file: &[u8]) -> Result<Header, String> {
+    let (header_len, parsed) = SafeTensors::read_metadata(file)
+        .map_err(|e| format!("not a valid safetensors file: {e}"))?;
+    // The length prefix is eight bytes, after which offsets count from the header's end.
+    let data_start = header_len + LENGTH_PREFIX;
+    let mut tensors = BTreeMap::new();
+    for (name, info) in parsed.tensors() {
+        let (from, to) = info.data_offsets;
+        let bytes = data_start + from..data_start + to;
+        if bytes.end > file.len() {
+            return Err(format!(
+                "tensor {name} ends at byte {}, the file has {}: truncated download?",
+                bytes.end,
+                file.len()
+            ));
+        }
+        let (encoding, shape) = (Encoding::Plain(info.dtype), info.shape.clone());
+        tensors.insert(name, TensorInfo { encoding, shape, bytes });
+    }
+    let end = tensors.values().map(|info| info.bytes.end).max().unwrap_or(data_start);
+    if end != file.len() {
+        return Err(format!("the header describes {end} bytes, the file has {}", file.len()));
+    }
+    let metadata = parsed.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone()));
+    Ok(Header { tensors, metadata: metadata.collect(), bytes: 0..data_start })
+}
+
+const FLOATS: &str = "F32, F16 or BF16";
+const INTEGERS: &str = "I64, I32, U32, I16, U16, U8 or BOOL";
 
 const LENGTH_PREFIX: usize = 8;

@@ -1,18 +1,21 @@
 //! The Candle executor: every operation in Candle tensors, on any Candle device.
 //!
-//! It serves CUDA and Metal; on the CPU it is a second opinion on the scalar executor. Weights of
-//! type bf16 are rounded to bf16; on the CPU, where Candle has no bf16 product, they are then
-//! kept and multiplied in f32, elsewhere the product itself is in bf16.
+//! It serves CUDA and Metal; on the CPU it is a second opinion on the scalar executor. On the CPU,
+//! where Candle has no bf16 product and rounds activations before it multiplies blocks of few
+//! bits, all weights are widened to f32. Elsewhere products with bf16 weights are in bf16, and
+//! blocks are multiplied by Candle's own kernels, which round activations to 8 bits.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
+use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{ops, rotary_emb};
-use moshi_kernels::scalar::Heads;
+use moshi_kernels::scalar::{BlockFormat, Heads};
 
 use super::{
-    Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, Norm, RotaryStyle,
-    WeightType,
+    Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, HostValues, Norm,
+    RotaryStyle, Storage,
 };
 use crate::error::{Error, Result};
 
@@ -20,6 +23,14 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug)]
 pub struct Candle {
     device: Device,
+}
+
+/// A matrix that multiplies.
+pub enum Weight {
+    /// f32 or bf16.
+    Floats(Tensor),
+    /// Blocks of few bits.
+    Blocks(QMatMul),
 }
 
 /// Keys and values, `[key head, slot, width]` each, written in place.
@@ -88,22 +99,43 @@ impl Candle {
         Ok(Tensor::from_vec(data, (rows, cols), &self.device)?)
     }
 
-    fn stored(&self, tensor: Tensor, dtype: WeightType) -> Result<Tensor> {
-        Ok(match dtype {
-            WeightType::F32 => tensor,
-            WeightType::Bf16 if self.device.is_cpu() => {
-                tensor.to_dtype(DType::BF16)?.to_dtype(DType::F32)?
-            }
-            WeightType::Bf16 => tensor.to_dtype(DType::BF16)?,
-        })
+    /// The matrix as a tensor of floats: bf16 stays bf16 off the CPU.
+    fn float_tensor(&self, matrix: HostMatrix) -> Result<Tensor> {
+        let (rows, cols, storage) = (matrix.rows, matrix.cols, matrix.storage());
+        let tensor = self.tensor(matrix.into_floats(), rows, cols)?;
+        if storage == Storage::Bf16 && !self.device.is_cpu() {
+            return Ok(tensor.to_dtype(DType::BF16)?);
+        }
+        Ok(tensor)
     }
 
-    fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        let transposed = weight.t()?;
-        if weight.dtype() == DType::F32 {
-            return Ok(x.matmul(&transposed)?);
+    /// Blocks as Candle's kernels take them.
+    fn blocks(
+        &self,
+        rows: usize,
+        cols: usize,
+        format: BlockFormat,
+        bytes: &[u8],
+    ) -> Result<Weight> {
+        let dtype = match format {
+            BlockFormat::Q8_0 => GgmlDType::Q8_0,
+            BlockFormat::Q4_0 => GgmlDType::Q4_0,
+            BlockFormat::Q4_1 => GgmlDType::Q4_1,
+            BlockFormat::Q4K => GgmlDType::Q4K,
+        };
+        let storage = QStorage::from_data(Cow::Borrowed(bytes), &self.device, dtype)?;
+        Ok(Weight::Blocks(QMatMul::from_qtensor(QTensor::new(storage, (rows, cols))?)?))
+    }
+
+    fn product(x: &Tensor, weight: &Weight) -> Result<Tensor> {
+        match weight {
+            Weight::Floats(weight) if weight.dtype() == DType::F32 => Ok(x.matmul(&weight.t()?)?),
+            Weight::Floats(weight) => {
+                let product = x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?;
+                Ok(product.to_dtype(DType::F32)?)
+            }
+            Weight::Blocks(weight) => Ok(weight.forward(&x.contiguous()?)?),
         }
-        Ok(x.to_dtype(weight.dtype())?.matmul(&transposed)?.to_dtype(DType::F32)?)
     }
 }
 
@@ -162,7 +194,7 @@ fn attend(
 
 impl Executor for Candle {
     type Buffer = Tensor;
-    type Weight = Tensor;
+    type Weight = Weight;
     type Vector = Tensor;
     type Table = Table;
     type Conv = Conv;
@@ -182,8 +214,18 @@ impl Executor for Candle {
         }
     }
 
-    fn weight(&self, matrix: HostMatrix, dtype: WeightType) -> Result<Tensor> {
-        self.stored(self.tensor(matrix.data, matrix.rows, matrix.cols)?, dtype)
+    fn stored_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
+        let storage = if self.device.is_cpu() { Storage::F32 } else { storage };
+        storage.bytes_of(rows, cols)
+    }
+
+    fn weight(&self, matrix: HostMatrix) -> Result<Weight> {
+        match &matrix.values {
+            HostValues::Blocks(format, bytes) if !self.device.is_cpu() => {
+                self.blocks(matrix.rows, matrix.cols, *format, bytes)
+            }
+            _ => Ok(Weight::Floats(self.float_tensor(matrix)?)),
+        }
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Tensor> {
@@ -191,10 +233,11 @@ impl Executor for Candle {
         Ok(Tensor::from_vec(values, len, &self.device)?)
     }
 
-    fn table(&self, matrix: HostMatrix, dtype: WeightType) -> Result<Table> {
-        let rows = self.tensor(matrix.data, matrix.rows, matrix.cols)?;
-        let half_squared_norms = (rows.sqr()?.sum(1)? * 0.5)?.unsqueeze(0)?;
-        Ok(Table { rows: self.stored(rows, dtype)?, half_squared_norms })
+    fn table(&self, matrix: HostMatrix) -> Result<Table> {
+        let rows = self.float_tensor(matrix)?;
+        let squares = rows.to_dtype(DType::F32)?.sqr()?;
+        let half_squared_norms = (squares.sum(1)? * 0.5)?.unsqueeze(0)?;
+        Ok(Table { rows, half_squared_norms })
     }
 
     fn conv(&self, conv: HostConv) -> Result<Conv> {
@@ -317,7 +360,7 @@ impl Executor for Candle {
         }
     }
 
-    fn linear(&self, x: &Tensor, weight: &Tensor, activation: Activation) -> Result<Tensor> {
+    fn linear(&self, x: &Tensor, weight: &Weight, activation: Activation) -> Result<Tensor> {
         let y = Self::product(x, weight)?;
         Ok(match activation {
             Activation::Identity => y,
@@ -333,7 +376,7 @@ impl Executor for Candle {
         &self,
         residual: &mut Tensor,
         x: &Tensor,
-        weight: &Tensor,
+        weight: &Weight,
         scale: Option<&Tensor>,
     ) -> Result<()> {
         let mut y = Self::product(x, weight)?;
@@ -444,7 +487,7 @@ impl Executor for Candle {
     }
 
     fn quantise(&self, residual: &mut Tensor, codebook: &Table) -> Result<Vec<u32>> {
-        let products = Self::product(residual, &codebook.rows)?;
+        let products = residual.matmul(&codebook.rows.t()?)?;
         let scores = (products.neg()?).broadcast_add(&codebook.half_squared_norms)?;
         let indices = scores.argmin(1)?;
         *residual = (&*residual - codebook.rows.index_select(&indices, 0)?)?;
@@ -483,4 +526,31 @@ fn write(ring: &Ring, start: u64, keys: &Tensor, values: &Tensor) -> Result<()> 
         done += run;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_multiply_by_candles_own_kernels() {
+        let (rows, cols) = (3, 256);
+        let wave = |n: usize, f: f32| (0..n).map(|i| (i as f32 * f).sin()).collect::<Vec<f32>>();
+        let exec = Candle::cpu();
+        let x = exec.upload(wave(2 * cols, 0.3), cols).unwrap();
+        for format in [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_1] {
+            let matrix = HostMatrix::floats(rows, cols, wave(rows * cols, 0.7));
+            let matrix = matrix.store(Storage::Blocks(format)).unwrap();
+            let HostValues::Blocks(_, bytes) = &matrix.values else { unreachable!() };
+            let blocks = exec.blocks(rows, cols, format, bytes).unwrap();
+            let products = |weight: &Weight| {
+                exec.download(&exec.linear(&x, weight, Activation::Identity).unwrap()).unwrap()
+            };
+            let (own, floats) =
+                (products(&blocks), products(&exec.weight(matrix.clone()).unwrap()));
+            for (a, b) in own.iter().zip(&floats) {
+                assert!((a - b).abs() < 0.1, "{format:?}: {a} against {b}");
+            }
+        }
+    }
 }

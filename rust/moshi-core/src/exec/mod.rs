@@ -12,37 +12,19 @@
 //! weights are read once for all streams while each keeps its own past.
 
 mod candle;
+mod host;
 mod plan;
 mod scalar;
 
 pub use self::candle::Candle;
+pub use self::host::{HostMatrix, HostValues, Storage};
 pub use self::plan::{AttentionPlan, Rotary, RotaryStyle};
 pub use self::scalar::Scalar;
-pub use moshi_kernels::scalar::Heads;
+pub use moshi_kernels::scalar::{BlockFormat, Heads};
 
 use std::ops::Range;
 
 use crate::error::Result;
-
-/// How weight matrices are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WeightType {
-    /// 32-bit floats.
-    F32,
-    /// bfloat16, widened to f32 before every use.
-    Bf16,
-}
-
-/// A matrix on the host, `[rows, cols]` row-major.
-#[derive(Clone, Debug)]
-pub struct HostMatrix {
-    /// Output channels, entries of a table.
-    pub rows: usize,
-    /// Input channels, width of an entry.
-    pub cols: usize,
-    /// `rows * cols` values.
-    pub data: Vec<f32>,
-}
 
 /// A causal convolution on the host.
 #[derive(Clone, Debug)]
@@ -135,15 +117,19 @@ pub trait Executor: Clone + Send + Sync + 'static {
     fn name(&self) -> String;
     /// `cpu`, `cuda` or `metal`.
     fn device(&self) -> &'static str;
+    /// Bytes that a matrix takes in memory when it is given in a storage.
+    fn stored_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
+        storage.bytes_of(rows, cols)
+    }
 
     // Construction, at load time.
 
-    /// Stores a matrix in the given type.
-    fn weight(&self, matrix: HostMatrix, dtype: WeightType) -> Result<Self::Weight>;
+    /// Takes a matrix over, keeping its storage where the device can multiply it.
+    fn weight(&self, matrix: HostMatrix) -> Result<Self::Weight>;
     /// Stores per-channel values.
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
-    /// Stores rows to look up; `dtype` as for [`Executor::weight`].
-    fn table(&self, matrix: HostMatrix, dtype: WeightType) -> Result<Self::Table>;
+    /// Takes over rows to look up; codebooks that are searched are in f32.
+    fn table(&self, matrix: HostMatrix) -> Result<Self::Table>;
     /// Stores a convolution, always in f32.
     fn conv(&self, conv: HostConv) -> Result<Self::Conv>;
 

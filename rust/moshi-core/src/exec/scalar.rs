@@ -5,12 +5,11 @@
 
 use std::ops::Range;
 
-use half::bf16;
 use moshi_kernels::scalar::{self as kernels, Heads, MatrixRef};
 
 use super::{
-    Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, Norm, RotaryStyle,
-    WeightType,
+    Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, HostValues, Norm,
+    RotaryStyle,
 };
 use crate::error::Result;
 
@@ -34,53 +33,10 @@ impl Buffer {
     }
 }
 
-enum Storage {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-}
-
-impl Storage {
-    fn new(data: Vec<f32>, dtype: WeightType) -> Self {
-        match dtype {
-            WeightType::F32 => Self::F32(data),
-            WeightType::Bf16 => Self::Bf16(data.into_iter().map(bf16::from_f32).collect()),
-        }
-    }
-
-    fn as_ref(&self) -> MatrixRef<'_> {
-        match self {
-            Self::F32(data) => MatrixRef::F32(data),
-            Self::Bf16(data) => MatrixRef::Bf16(data),
-        }
-    }
-}
-
-/// A matrix `[out, in]`.
-pub struct Weight {
-    rows: usize,
-    cols: usize,
-    storage: Storage,
-}
-
 /// Rows to look up, with half squared norms for the search when stored in f32.
 pub struct Table {
-    width: usize,
-    storage: Storage,
+    matrix: HostMatrix,
     half_squared_norms: Vec<f32>,
-}
-
-impl Table {
-    fn add_row(&self, index: usize, out: &mut [f32]) {
-        let range = index * self.width..(index + 1) * self.width;
-        match &self.storage {
-            Storage::F32(data) => kernels::add(out, &data[range]),
-            Storage::Bf16(data) => {
-                for (out, value) in out.iter_mut().zip(&data[range]) {
-                    *out += value.to_f32();
-                }
-            }
-        }
-    }
 }
 
 /// A convolution with weights `[output, tap, input]`: a window of time-major rows is contiguous.
@@ -121,7 +77,7 @@ pub struct Tail {
 
 impl Executor for Scalar {
     type Buffer = Buffer;
-    type Weight = Weight;
+    type Weight = HostMatrix;
     type Vector = Vec<f32>;
     type Table = Table;
     type Conv = Conv;
@@ -137,20 +93,23 @@ impl Executor for Scalar {
         "cpu"
     }
 
-    fn weight(&self, matrix: HostMatrix, dtype: WeightType) -> Result<Weight> {
-        let HostMatrix { rows, cols, data } = matrix;
-        Ok(Weight { rows, cols, storage: Storage::new(data, dtype) })
+    fn weight(&self, matrix: HostMatrix) -> Result<HostMatrix> {
+        Ok(matrix)
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
         Ok(values)
     }
 
-    fn table(&self, matrix: HostMatrix, dtype: WeightType) -> Result<Table> {
-        let width = matrix.cols;
-        let half_squared_norms =
-            matrix.data.chunks_exact(width).map(|row| kernels::dot(row, row) / 2.0).collect();
-        Ok(Table { width, storage: Storage::new(matrix.data, dtype), half_squared_norms })
+    fn table(&self, matrix: HostMatrix) -> Result<Table> {
+        let half_squared_norms = match &matrix.values {
+            HostValues::F32(data) => {
+                let rows = data.chunks_exact(matrix.cols);
+                rows.map(|row| kernels::dot(row, row) / 2.0).collect()
+            }
+            _ => Vec::new(),
+        };
+        Ok(Table { matrix, half_squared_norms })
     }
 
     fn conv(&self, conv: HostConv) -> Result<Conv> {
@@ -234,12 +193,12 @@ impl Executor for Scalar {
     }
 
     fn embed(&self, tables: &[&Table], ids: &[Option<u32>]) -> Result<Buffer> {
-        let width = tables[0].width;
+        let width = tables[0].matrix.cols;
         let mut data = vec![0.0; ids.len() / tables.len() * width];
         for (out, ids) in data.chunks_exact_mut(width).zip(ids.chunks_exact(tables.len())) {
             for (table, id) in tables.iter().zip(ids) {
                 if let Some(id) = id {
-                    table.add_row(*id as usize, out);
+                    table.matrix.add_row(*id as usize, out);
                 }
             }
         }
@@ -262,10 +221,9 @@ impl Executor for Scalar {
         Ok(Buffer { width: x.width, data })
     }
 
-    fn linear(&self, x: &Buffer, weight: &Weight, activation: Activation) -> Result<Buffer> {
+    fn linear(&self, x: &Buffer, weight: &HostMatrix, activation: Activation) -> Result<Buffer> {
         let mut data = vec![0.0; x.rows() * weight.rows];
-        let matrix = weight.storage.as_ref();
-        kernels::linear(&x.data, weight.cols, weight.cols, matrix, None, &mut data);
+        kernels::linear(&x.data, weight.cols, weight.cols, weight.as_ref(), None, &mut data);
         match activation {
             Activation::Identity => Ok(Buffer { width: weight.rows, data }),
             Activation::Gelu => {
@@ -285,7 +243,7 @@ impl Executor for Scalar {
         &self,
         residual: &mut Buffer,
         x: &Buffer,
-        weight: &Weight,
+        weight: &HostMatrix,
         scale: Option<&Vec<f32>>,
     ) -> Result<()> {
         let y = self.linear(x, weight, Activation::Identity)?;
@@ -420,13 +378,14 @@ impl Executor for Scalar {
     }
 
     fn quantise(&self, residual: &mut Buffer, codebook: &Table) -> Result<Vec<u32>> {
-        let MatrixRef::F32(entries) = codebook.storage.as_ref() else {
+        let MatrixRef::F32(entries) = codebook.matrix.as_ref() else {
             unreachable!("codebooks are stored in f32");
         };
         let mut codes = Vec::with_capacity(residual.rows());
-        for row in residual.data.chunks_exact_mut(codebook.width) {
+        let width = codebook.matrix.cols;
+        for row in residual.data.chunks_exact_mut(width) {
             let index = kernels::nearest(row, entries, &codebook.half_squared_norms);
-            let entry = &entries[index * codebook.width..(index + 1) * codebook.width];
+            let entry = &entries[index * width..(index + 1) * width];
             for (value, entry) in row.iter_mut().zip(entry) {
                 *value -= entry;
             }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::checkpoint::Catalog;
 use crate::config::{ConditionerConfig, ConditionerKind, FuserConfig, LmConfig};
 use crate::error::{Error, Result, check_finite};
-use crate::exec::{Activation, Executor, HostMatrix, WeightType};
+use crate::exec::{Activation, Executor, HostMatrix};
 
 /// Value of one condition.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,7 +71,7 @@ impl<E: Executor> ConditionProvider<E> {
                 Ok(Conditioner {
                     config: config.clone(),
                     table,
-                    output_proj: exec.weight(projection, WeightType::F32)?,
+                    output_proj: exec.weight(projection.widened())?,
                     learnt_padding: catalog.read(&format!("{prefix}.learnt_padding"))?,
                 })
             })
@@ -168,8 +168,7 @@ impl<E: Executor> Conditioner<E> {
                     None => hashed_bin(text, *num_bins),
                 };
                 let table = self.table.as_ref().expect("text conditions have a table");
-                let row = table.data[index * table.cols..(index + 1) * table.cols].to_vec();
-                let row = exec.upload(row, table.cols)?;
+                let row = exec.upload(table.row(index), table.cols)?;
                 exec.download(&exec.linear(&row, &self.output_proj, Activation::Identity)?)
             }
             (ConditionerKind::Tensor { dim }, Condition::Sequence { values, mask }) => {

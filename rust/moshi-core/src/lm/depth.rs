@@ -31,7 +31,7 @@ impl<E: Executor> Depth<E> {
                 None => "depformer_text_emb".to_owned(),
                 Some(previous) => format!("depformer_emb.{previous}"),
             };
-            Embedding::load(loader.exec, loader.catalog, &name, loader.dtype, None)
+            Embedding::load(loader, &name, None)
         };
         let norm = |k: usize, kind: OutputNorm| -> Result<Norm<E>> {
             let name = format!("depformer_norms.{k}");

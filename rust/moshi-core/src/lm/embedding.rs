@@ -1,9 +1,9 @@
 //! Token embeddings: plain, factored (low rank), or of two text tokens muxed into one.
 
 use super::delays::ZERO_TOKEN;
-use crate::checkpoint::Catalog;
+use super::load::Loader;
 use crate::error::{Error, Result};
-use crate::exec::{Activation, Executor, WeightType};
+use crate::exec::{Activation, Executor};
 
 /// Embedding of one stream's tokens.
 pub(super) struct Embedding<E: Executor> {
@@ -22,20 +22,16 @@ enum Projection<E: Executor> {
 impl<E: Executor> Embedding<E> {
     /// Loads `{name}.weight` and whatever projections the checkpoint has beside it.
     pub(super) fn load(
-        exec: &E,
-        catalog: &Catalog<'_>,
+        loader: &Loader<'_, E>,
         name: &str,
-        dtype: WeightType,
         replace_row: Option<(usize, usize)>,
     ) -> Result<Self> {
-        let mut matrix = catalog.matrix(&format!("{name}.weight"))?;
+        let mut matrix = loader.matrix(&format!("{name}.weight"))?;
         if let Some((from, to)) = replace_row {
-            let cols = matrix.cols;
-            matrix.data.copy_within(from * cols..(from + 1) * cols, to * cols);
+            matrix.copy_row(from, to);
         }
-        let has = |part: &str| catalog.shape(&format!("{name}.{part}.weight")).is_some();
-        let weight =
-            |part: &str| exec.weight(catalog.matrix(&format!("{name}.{part}.weight"))?, dtype);
+        let has = |part: &str| loader.catalog.shape(&format!("{name}.{part}.weight")).is_some();
+        let weight = |part: &str| loader.weight(&format!("{name}.{part}.weight"));
         let projection = if has("out1") {
             Projection::Demux(weight("out1")?, weight("out2")?)
         } else if has("low_rank") {
@@ -44,7 +40,7 @@ impl<E: Executor> Embedding<E> {
             Projection::Plain
         };
         let rows = matrix.rows as i64;
-        Ok(Self { table: exec.table(matrix, dtype)?, rows, projection })
+        Ok(Self { table: loader.exec.table(matrix)?, rows, projection })
     }
 
     /// Largest valid token.

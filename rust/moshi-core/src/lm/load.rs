@@ -1,9 +1,10 @@
 //! From canonical tensors to the language model's weights in an executor's form.
 
+use super::precision::{WeightType, storage_of};
 use crate::checkpoint::Catalog;
 use crate::config::TransformerShape;
-use crate::error::Result;
-use crate::exec::{Executor, HostMatrix, Norm, WeightType};
+use crate::error::{Error, Result};
+use crate::exec::{Executor, HostMatrix, Norm};
 use crate::nn::{
     CrossAttention, FeedForward, LAYER_NORM_EPS, Layer, Projections, Transformer, rms_norm_f32,
 };
@@ -12,12 +13,23 @@ use crate::nn::{
 pub(super) struct Loader<'a, E> {
     pub(super) exec: &'a E,
     pub(super) catalog: &'a Catalog<'a>,
-    pub(super) dtype: WeightType,
+    /// `None` keeps what the checkpoint has.
+    pub(super) dtype: Option<WeightType>,
 }
 
 impl<E: Executor> Loader<'_, E> {
+    /// A matrix in the storage that its role and the wanted type give it.
+    pub(super) fn matrix(&self, name: &str) -> Result<HostMatrix> {
+        let matrix = self.catalog.matrix(name)?;
+        let storage = storage_of(name, matrix.cols, matrix.storage(), self.dtype);
+        matrix.store(storage).ok_or_else(|| Error::Checkpoint {
+            path: self.catalog.path().into(),
+            reason: format!("tensor {name} has values too large for blocks of few bits"),
+        })
+    }
+
     pub(super) fn weight(&self, name: &str) -> Result<E::Weight> {
-        self.exec.weight(self.catalog.matrix(name)?, self.dtype)
+        self.exec.weight(self.matrix(name)?)
     }
 
     pub(super) fn vector(&self, name: &str) -> Result<E::Vector> {
@@ -66,20 +78,17 @@ impl<E: Executor> Loader<'_, E> {
 
     fn cross(&self, prefix: &str) -> Result<CrossAttention<E>> {
         let name = format!("{prefix}.cross_attention.in_projs.0.weight");
-        let HostMatrix { rows, cols, mut data } = self.catalog.matrix(&name)?;
-        let q_rows = rows / 3;
-        let kv = data.split_off(q_rows * cols);
-        let weight = |rows: usize, data: Vec<f32>| {
-            self.exec.weight(HostMatrix { rows, cols, data }, self.dtype)
-        };
+        let joined = self.matrix(&name)?;
+        let query_rows = joined.rows / 3;
+        let (q, kv) = joined.split_rows(query_rows);
         Ok(CrossAttention {
             norm: Norm::Layer {
                 weight: self.vector(&format!("{prefix}.norm_cross.weight"))?,
                 bias: self.vector(&format!("{prefix}.norm_cross.bias"))?,
                 eps: LAYER_NORM_EPS,
             },
-            q_proj: weight(q_rows, data)?,
-            kv_proj: weight(rows - q_rows, kv)?,
+            q_proj: self.exec.weight(q)?,
+            kv_proj: self.exec.weight(kv)?,
             out_proj: self.weight(&format!("{prefix}.cross_attention.out_projs.0.weight"))?,
         })
     }

@@ -12,11 +12,15 @@ mod depth;
 mod embedding;
 mod load;
 mod model;
+mod precision;
 mod sampling;
 mod state;
 
 pub use conditioning::{Condition, Conditions};
 pub use delays::{UNGENERATED_TOKEN, ZERO_TOKEN};
-pub use model::{LanguageModel, LmOptions, LmOutput, LmSlot, LmTrace, NoHooks, StepHooks};
+pub use model::{
+    LanguageModel, LmFiles, LmMemory, LmOptions, LmOutput, LmSlot, LmTrace, NoHooks, StepHooks,
+};
+pub use precision::WeightType;
 pub use sampling::{CounterRng, Sampling, sample};
 pub use state::{Guidance, LmState, LmStreamOptions};

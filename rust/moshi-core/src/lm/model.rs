@@ -8,25 +8,100 @@ use super::conditioning::ConditionProvider;
 use super::depth::Depth;
 use super::embedding::{Embedding, as_id, check_token};
 use super::load::Loader;
+use super::precision::{Footprint, WeightType};
 use super::sampling::{CounterRng, Sampling, sample};
 use super::state::{Lane, LmState};
 use super::{UNGENERATED_TOKEN, ZERO_TOKEN};
 use crate::checkpoint::{Catalog, Fingerprint, Lora, TensorFile, layout};
-use crate::config::{GenerationConfig, LmConfig, ModelFiles, TEXT_END_TOKEN};
+use crate::config::{GenerationConfig, LmConfig, ModelFiles, TEXT_END_TOKEN, TransformerShape};
 use crate::error::{Error, Result};
-use crate::exec::{Activation, AttentionPlan, Executor, Norm, Rotary, WeightType};
+use crate::exec::{Activation, AttentionPlan, Executor, Norm, Rotary};
 use crate::nn::{Transformer, rms_norm_f32};
 
 /// How to load a language model.
 #[derive(Clone, Debug, Default)]
 pub struct LmOptions {
-    /// Storage of weights; `None` keeps bf16 checkpoints in bf16 and others in f32.
+    /// Storage of weights; `None` keeps bf16 and blocks of few bits as the checkpoint has them and
+    /// widens others to f32.
     pub dtype: Option<WeightType>,
     /// Copies the text embedding of padding over that of token 2 (end of sentence), so that an
     /// early end acts as padding: what the original does for Hibiki.
     pub end_acts_as_padding: bool,
     /// Adapter to fuse.
     pub lora: Option<std::path::PathBuf>,
+}
+
+/// The files of a language model, opened.
+pub struct LmFiles {
+    weights: TensorFile,
+    lora: Option<Lora>,
+}
+
+impl LmFiles {
+    /// Opens weights and adapter; only their headers are read.
+    ///
+    /// # Errors
+    /// As [`TensorFile::open`].
+    pub fn open(path: &Path, config: &LmConfig, lora: Option<&Path>) -> Result<Self> {
+        let weights = TensorFile::open(path)?;
+        let lora = lora.map(|path| Lora::open(path, config)).transpose()?;
+        Ok(Self { weights, lora })
+    }
+
+    /// The weights file.
+    pub fn weights(&self) -> &TensorFile {
+        &self.weights
+    }
+
+    /// The catalogue of the weights with the adapter fused in.
+    ///
+    /// # Errors
+    /// As [`Catalog::language_model`].
+    pub fn catalog(&self, config: &LmConfig) -> Result<Catalog<'_>> {
+        let catalog = Catalog::language_model(&self.weights, config)?;
+        Ok(match &self.lora {
+            Some(lora) => catalog.with_lora(lora),
+            None => catalog,
+        })
+    }
+}
+
+/// Bytes that a language model takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LmMemory {
+    /// Its weights.
+    pub weight_bytes: u64,
+    /// Keys and values of one stream without guidance, which doubles them.
+    pub stream_bytes: u64,
+    /// Storage of most weights.
+    pub dtype: WeightType,
+}
+
+impl LmMemory {
+    /// Computes it before anything is allocated.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::load`].
+    pub fn of<E: Executor>(
+        exec: &E,
+        catalog: &Catalog<'_>,
+        config: &LmConfig,
+        dtype: Option<WeightType>,
+    ) -> Result<Self> {
+        let expected = layout::language_model(config, layout::gated_widths_of(catalog, config));
+        catalog.check(&expected)?;
+        let footprint = Footprint::new(exec, catalog, &expected, dtype);
+        let rings = |shape: &TransformerShape, positions: usize| {
+            (2 * shape.num_layers * shape.heads.key_width() * positions * size_of::<f32>()) as u64
+        };
+        let depth = config.depth.as_ref().map(|d| rings(&d.shape, config.num_generated));
+        let temporal = rings(&config.temporal.shape, config.temporal.context);
+        Ok(Self {
+            weight_bytes: footprint.bytes,
+            stream_bytes: temporal + depth.unwrap_or(0),
+            dtype: footprint.dtype,
+        })
+    }
 }
 
 /// Interventions of a caller in a step, in the order in which they happen.
@@ -117,32 +192,36 @@ impl<E: Executor> LanguageModel<E> {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Checkpoint`] or [`Error::Tensors`] for the file.
     pub fn load(exec: &E, path: &Path, config: &LmConfig, options: &LmOptions) -> Result<Self> {
-        let file = TensorFile::open(path)?;
-        let lora = options.lora.as_deref().map(|p| Lora::open(p, config.lora_scaling));
-        let lora = lora.transpose()?;
-        let mut catalog = Catalog::language_model(&file, config)?;
-        if let Some(lora) = &lora {
-            catalog = catalog.with_lora(lora);
-        }
-        let widths = layout::gated_widths_of(&catalog, config);
-        catalog.check(&layout::language_model(config, widths))?;
-        let stored = if catalog.is_bf16() { WeightType::Bf16 } else { WeightType::F32 };
-        let dtype = options.dtype.unwrap_or(stored);
-        let loader = Loader { exec, catalog: &catalog, dtype };
+        let files = LmFiles::open(path, config, options.lora.as_deref())?;
+        Self::from_catalog(exec, &files.catalog(config)?, config, options)
+    }
+
+    /// Loads the weights of a catalogue, whose tensors must be exactly those of the config.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::load`].
+    pub fn from_catalog(
+        exec: &E,
+        catalog: &Catalog<'_>,
+        config: &LmConfig,
+        options: &LmOptions,
+    ) -> Result<Self> {
+        let expected = layout::language_model(config, layout::gated_widths_of(catalog, config));
+        catalog.check(&expected)?;
+        let Footprint { dtype, storages, .. } =
+            Footprint::new(exec, catalog, &expected, options.dtype);
+        let loader = Loader { exec, catalog, dtype: options.dtype };
         let shape = &config.temporal.shape;
         let replaced =
             options.end_acts_as_padding.then_some((config.text_padding_id, TEXT_END_TOKEN));
-        let embedding =
-            |name: &str, replaced| Embedding::load(exec, &catalog, name, dtype, replaced);
-        let mut files = vec![&file];
-        files.extend(lora.as_ref().map(Lora::file));
+        let embedding = |name: &str, replaced| Embedding::load(&loader, name, replaced);
         // File names and sampling defaults change no result of a given session.
         let identity = LmConfig {
             files: ModelFiles::default(),
             generation: GenerationConfig::default(),
             ..config.clone()
         };
-        let settings = format!("{identity:?} {dtype:?} {replaced:?}");
+        let settings = format!("{identity:?} {storages:?} {replaced:?}");
         Ok(Self {
             exec: exec.clone(),
             temporal: loader.transformer(
@@ -151,7 +230,7 @@ impl<E: Executor> LanguageModel<E> {
                 None,
                 config.temporal.cross_attention,
             )?,
-            provider: ConditionProvider::load(exec, &catalog, config)?,
+            provider: ConditionProvider::load(exec, catalog, config)?,
             rotary: Rotary::new(
                 config.temporal.rotary,
                 shape.heads.width,
@@ -161,14 +240,14 @@ impl<E: Executor> LanguageModel<E> {
                 .map(|k| embedding(&format!("emb.{k}"), None))
                 .collect::<Result<_>>()?,
             text_embedding: embedding("text_emb", replaced)?,
-            out_norm: rms_norm_f32(exec, &catalog, "out_norm.alpha")?,
+            out_norm: rms_norm_f32(exec, catalog, "out_norm.alpha")?,
             text_head: loader.weight("text_linear.weight")?,
             extra_heads: (0..config.num_extra_heads)
                 .map(|head| loader.weight(&format!("extra_heads.{head}.weight")))
                 .collect::<Result<_>>()?,
             depth: Depth::load(&loader, config)?,
             dtype,
-            fingerprint: Fingerprint::of(&files, &[&settings]),
+            fingerprint: Fingerprint::of(&catalog.files(), &[&settings]),
             config: config.clone(),
         })
     }
@@ -178,7 +257,7 @@ impl<E: Executor> LanguageModel<E> {
         &self.config
     }
 
-    /// How weights are stored.
+    /// Storage of most weights.
     pub fn dtype(&self) -> WeightType {
         self.dtype
     }

@@ -3,7 +3,7 @@
 use crate::checkpoint::Catalog;
 use crate::config::MimiConfig;
 use crate::error::Result;
-use crate::exec::{Executor, HostConv, Norm, WeightType};
+use crate::exec::{Executor, HostConv, Norm};
 use crate::nn::{FeedForward, LAYER_NORM_EPS, Layer, Projections, Transformer};
 
 /// Reads the parts that encoder and decoder share.
@@ -97,7 +97,7 @@ impl<E: Executor> Loader<'_, E> {
     }
 
     pub(super) fn weight(&self, name: &str) -> Result<E::Weight> {
-        self.exec.weight(self.catalog.matrix(name)?, WeightType::F32)
+        self.exec.weight(self.catalog.matrix(name)?.widened())
     }
 
     fn layer(&self, prefix: &str) -> Result<Layer<E>> {

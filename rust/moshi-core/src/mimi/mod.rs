@@ -12,5 +12,5 @@ mod model;
 mod quantizer;
 mod state;
 
-pub use model::{Mimi, MimiOptions, MimiParts, Window};
+pub use model::{Mimi, MimiMemory, MimiOptions, MimiParts, Window};
 pub use state::{DecoderState, EncoderState};

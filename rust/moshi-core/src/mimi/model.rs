@@ -89,6 +89,39 @@ impl Default for MimiOptions {
     }
 }
 
+/// Bytes that a codec takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MimiMemory {
+    /// Its weights, in f32.
+    pub weight_bytes: u64,
+    /// Keys and values of one stream.
+    pub stream_bytes: u64,
+}
+
+impl MimiMemory {
+    /// Computes it from the config; tails of convolutions (below 1 MB) are left out.
+    pub fn of(config: &MimiConfig, options: &MimiOptions) -> Self {
+        let first_unused = options.num_codebooks.saturating_sub(1);
+        let unused = |name: &str| {
+            let rest = name.strip_prefix("quantizer.rvq_rest.vq.layers.");
+            let level = rest.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+            level.is_some_and(|level| level >= first_unused)
+                || match options.parts {
+                    MimiParts::Both => false,
+                    MimiParts::Encoder => name.starts_with("decoder") || name.starts_with("up"),
+                    MimiParts::Decoder => name.starts_with("encoder") || name.starts_with("down"),
+                }
+        };
+        let used = layout::mimi(config).into_iter().filter(|tensor| !unused(&tensor.name));
+        let values: usize = used.map(|tensor| tensor.shapes[0].iter().product::<usize>()).sum();
+        let sides = if options.parts == MimiParts::Both { 2 } else { 1 };
+        let window = options.window.unwrap_or(config.context);
+        let kept = sides * config.num_layers * 2 * config.heads.key_width() * window;
+        let bytes = |values: usize| (values * size_of::<f32>()) as u64;
+        Self { weight_bytes: bytes(values), stream_bytes: bytes(kept) }
+    }
+}
+
 /// The codec: immutable weights, shared by all streams.
 pub struct Mimi<E: Executor> {
     exec: E,
@@ -110,6 +143,21 @@ impl<E: Executor> Mimi<E> {
     /// [`Error::NotFound`], [`Error::Checkpoint`], [`Error::Tensors`] for the file;
     /// [`Error::Input`] for a number of codebooks or a window out of range.
     pub fn load(exec: &E, path: &Path, config: &MimiConfig, options: &MimiOptions) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        let catalog = Catalog::mimi(&file, config.heads.query)?;
+        Self::from_catalog(exec, &catalog, config, options)
+    }
+
+    /// Loads the weights of a catalogue, whose tensors must be exactly those of the config.
+    ///
+    /// # Errors
+    /// As [`Mimi::load`].
+    pub fn from_catalog(
+        exec: &E,
+        catalog: &Catalog<'_>,
+        config: &MimiConfig,
+        options: &MimiOptions,
+    ) -> Result<Self> {
         let num_codebooks = options.num_codebooks;
         if !(1..=config.total_codebooks).contains(&num_codebooks) {
             let reason = format!("{num_codebooks} is not between 1 and {}", config.total_codebooks);
@@ -124,10 +172,8 @@ impl<E: Executor> Mimi<E> {
             None if !options.exact => Window::Moshi { context: config.context },
             _ => offline_window,
         };
-        let file = TensorFile::open(path)?;
-        let catalog = Catalog::mimi(&file, config.heads.query)?;
         catalog.check(&layout::mimi(config))?;
-        let loader = Loader { exec, catalog: &catalog, config };
+        let loader = Loader { exec, catalog, config };
         let (encode, decode) =
             (options.parts != MimiParts::Decoder, options.parts != MimiParts::Encoder);
         let mut config = config.clone();
@@ -145,7 +191,7 @@ impl<E: Executor> Mimi<E> {
             decoder,
             quantizer,
             fingerprint: Fingerprint::of(
-                &[&file],
+                &catalog.files(),
                 &[&format!("{config:?} {num_codebooks} {streaming_window:?}")],
             ),
             config,

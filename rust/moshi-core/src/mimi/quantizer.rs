@@ -3,7 +3,7 @@
 
 use super::load::Loader;
 use crate::error::Result;
-use crate::exec::{Activation, Executor, HostMatrix, WeightType};
+use crate::exec::{Activation, Executor, HostMatrix};
 
 /// Below this usage a codebook entry's embedding is divided by this value instead.
 const MIN_USAGE: f32 = 1e-5;
@@ -96,11 +96,12 @@ impl<E: Executor> Quantizer<E> {
 fn codebook<E: Executor>(loader: &Loader<'_, E>, name: &str) -> Result<E::Table> {
     let sums = loader.catalog.matrix(&format!("{name}.embedding_sum"))?;
     let usage = loader.catalog.read(&format!("{name}.cluster_usage"))?;
-    let HostMatrix { rows, cols, mut data } = sums;
+    let (rows, cols) = (sums.rows, sums.cols);
+    let mut data = sums.into_floats();
     for (entry, usage) in data.chunks_exact_mut(cols).zip(usage) {
         for value in entry {
             *value /= usage.max(MIN_USAGE);
         }
     }
-    loader.exec.table(HostMatrix { rows, cols, data }, WeightType::F32)
+    loader.exec.table(HostMatrix::floats(rows, cols, data))
 }

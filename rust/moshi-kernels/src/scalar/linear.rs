@@ -3,6 +3,8 @@
 
 use half::bf16;
 
+use super::BlockFormat;
+
 /// Lanes of partial sums in a dot product. Part of the definition of the result: element `i` is
 /// added to lane `i % LANES` in ascending order, then the lanes are summed pairwise.
 const LANES: usize = 16;
@@ -16,6 +18,8 @@ pub enum MatrixRef<'a> {
     F32(&'a [f32]),
     /// bfloat16 values, widened exactly to f32 before use.
     Bf16(&'a [bf16]),
+    /// Rows of whole blocks, decoded to f32 before use.
+    Blocks(BlockFormat, &'a [u8]),
 }
 
 impl MatrixRef<'_> {
@@ -24,6 +28,7 @@ impl MatrixRef<'_> {
         match self {
             Self::F32(values) => values.len(),
             Self::Bf16(values) => values.len(),
+            Self::Blocks(format, bytes) => bytes.len() / format.bytes() * format.weights(),
         }
     }
 
@@ -107,6 +112,14 @@ impl Job<'_> {
                     for (wide, narrow) in widened.iter_mut().zip(weight_row) {
                         *wide = narrow.to_f32();
                     }
+                    self.one_output(dots, o, &widened, y);
+                }
+            }
+            MatrixRef::Blocks(format, bytes) => {
+                let mut widened = vec![0.0; self.in_width];
+                let row_bytes = format.bytes_of(self.in_width).expect("rows are whole blocks");
+                for (o, weight_row) in bytes.chunks_exact(row_bytes).enumerate() {
+                    format.decode(weight_row, &mut widened);
                     self.one_output(dots, o, &widened, y);
                 }
             }
@@ -290,6 +303,18 @@ mod tests {
         let (mut a, mut b) = (vec![0.0; 12], vec![0.0; 12]);
         linear(&x, 50, 50, MatrixRef::Bf16(&narrow), None, &mut a);
         linear(&x, 50, 50, MatrixRef::F32(&wide), None, &mut b);
+        assert_eq!(a, b);
+    }
+
+    #[test]
+    fn blocks_equal_their_decoded_values() {
+        let (x, w) = (noise(3 * 64, 8), noise(5 * 64, 9));
+        let bytes = BlockFormat::Q4_1.encode(&w).unwrap();
+        let mut wide = vec![0.0; w.len()];
+        BlockFormat::Q4_1.decode(&bytes, &mut wide);
+        let (mut a, mut b) = (vec![0.0; 15], vec![0.0; 15]);
+        linear(&x, 64, 64, MatrixRef::Blocks(BlockFormat::Q4_1, &bytes), None, &mut a);
+        linear(&x, 64, 64, MatrixRef::F32(&wide), None, &mut b);
         assert_eq!(a, b);
     }
 

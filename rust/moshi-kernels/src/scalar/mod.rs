@@ -7,10 +7,12 @@
 //! Axes: activations are `[row, width]`, rows of one stream adjacent; weights are `[out, in]`.
 
 mod attention;
+mod blocks;
 mod elementwise;
 mod linear;
 
 pub use attention::{Heads, attend, rotate};
+pub use blocks::BlockFormat;
 pub use elementwise::{
     add, add_scaled, elu, gelu, layer_norm, nearest, rms_norm, silu_gate, softmax,
 };

@@ -1,70 +1,34 @@
-//! The only place that knows other spellings of tensor names.
-//!
-//! Canonical are: for language models, the PyTorch layout with split projections
-//! (`self_attn.in_projs.{set}.weight`); for the codec, Kyutai's names with packed projections
+//! Names of codec tensors. Canonical are Kyutai's with packed projections
 //! (`self_attn.in_proj_weight`).
 
 use std::collections::BTreeMap;
 
-use safetensors::Dtype;
-
-use super::TensorFile;
-use super::catalog::{Entry, Piece};
-use crate::config::LmConfig;
+use super::whole;
+use crate::checkpoint::TensorFile;
+use crate::checkpoint::catalog::{Entry, Piece};
 use crate::error::TensorProblems;
 
-type Renamed = Vec<(String, Entry)>;
-
-pub(super) fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
-}
-
-/// Splits packed projections of a language model; everything else keeps its name.
-pub(super) fn language_model(
-    name: &str,
-    shape: &[usize],
-    config: &LmConfig,
-) -> Result<Renamed, String> {
-    let packed = [
-        (".in_proj_weight", ".in_projs."),
-        (".in_proj.weight", ".in_projs."),
-        (".out_proj.weight", ".out_projs."),
-    ];
-    for (suffix, split) in packed {
-        let Some(prefix) = name.strip_suffix(suffix) else { continue };
-        if !prefix.ends_with("self_attn") && !prefix.ends_with("cross_attention") {
-            continue;
+/// Kyutai's own codec files, older spellings included.
+pub(in crate::checkpoint) fn mimi(
+    file: &TensorFile,
+    problems: &mut TensorProblems,
+) -> BTreeMap<String, Entry> {
+    let mut entries = BTreeMap::new();
+    for (name, info) in file.tensors() {
+        let Some(canonical) = current_spelling(name) else { continue };
+        if entries.insert(canonical.clone(), whole(name, &info.shape)).is_some() {
+            problems.unexpected.push(format!("{name} (another spelling of {canonical})"));
         }
-        let sets = match &config.depth {
-            Some(depth) if name.starts_with("depformer.") => depth.num_sets(),
-            _ => 1,
-        };
-        let &[rows, _] = shape else {
-            return Err(format!("{name}: expected a matrix, got {shape:?}"));
-        };
-        if !rows.is_multiple_of(sets) {
-            return Err(format!("{name}: {rows} rows do not divide by {sets} weight sets"));
-        }
-        let each = rows / sets;
-        let entries = (0..sets).map(|set| {
-            let mut shape = shape.to_vec();
-            shape[0] = each;
-            let rows = set * each..(set + 1) * each;
-            let pieces = vec![Piece::Rows { tensor: name.into(), rows }];
-            (format!("{prefix}{split}{set}.weight"), Entry { shape, pieces })
-        });
-        return Ok(entries.collect());
     }
-    Ok(vec![(name.into(), whole(name, shape))])
+    fold_weight_norms(file, &mut entries);
+    entries
 }
 
-/// Older spellings of Kyutai's own codec files.
-pub(super) fn mimi(name: &str, shape: &[usize]) -> Renamed {
-    // Weights of the teacher used in training only.
+/// `None` for weights of the teacher that are used in training only.
+fn current_spelling(name: &str) -> Option<String> {
     if name.starts_with("wavlm_") {
-        return Vec::new();
+        return None;
     }
-    let mut canonical = name.to_owned();
     for (from, to) in [
         (".self_attn.in_proj.weight", ".self_attn.in_proj_weight"),
         (".self_attn.in_projs.0.weight", ".self_attn.in_proj_weight"),
@@ -75,14 +39,14 @@ pub(super) fn mimi(name: &str, shape: &[usize]) -> Renamed {
         ("_codebook.embed_sum", "_codebook.embedding_sum"),
     ] {
         if let Some(prefix) = name.strip_suffix(from) {
-            canonical = format!("{prefix}{to}");
+            return Some(format!("{prefix}{to}"));
         }
     }
-    vec![(canonical, whole(name, shape))]
+    Some(name.into())
 }
 
 /// Joins `weight_g` and `weight_v` of convolutions that were saved without folding.
-pub(super) fn fold_weight_norms(file: &TensorFile, entries: &mut BTreeMap<String, Entry>) {
+fn fold_weight_norms(file: &TensorFile, entries: &mut BTreeMap<String, Entry>) {
     let gains: Vec<String> =
         entries.keys().filter(|name| name.ends_with(".weight_g")).cloned().collect();
     for gain in gains {
@@ -101,7 +65,7 @@ pub(super) fn fold_weight_norms(file: &TensorFile, entries: &mut BTreeMap<String
 }
 
 /// Hugging Face's naming of the codec: other paths, separate projections, permuted rotary rows.
-pub(super) fn mimi_from_hugging_face(
+pub(in crate::checkpoint) fn mimi_from_hugging_face(
     file: &TensorFile,
     num_heads: usize,
     problems: &mut TensorProblems,
@@ -226,39 +190,4 @@ fn quantizer_name(branch: &str, rest: &[&str]) -> Option<String> {
         [projection, "weight"] => Some(format!("quantizer.{branch}.{projection}.weight")),
         _ => None,
     }
-}
-
-/// Layouts that exist in public but are none of ours, with what to do.
-pub(super) fn foreign_layout(file: &TensorFile) -> Option<&'static str> {
-    let tensors = file.tensors();
-    let has = |name: &str| tensors.contains_key(name);
-    let any = |suffix: &str| tensors.keys().any(|name| name.ends_with(suffix));
-    if any(".lora_A.weight") && !has("text_linear.weight") {
-        return Some("is a LoRA adapter, not a model; name it as `lora_name` in config.json");
-    }
-    if tensors.keys().any(|name| name.starts_with("llm.")) {
-        return Some("is a MoshiVis checkpoint, which this version does not run");
-    }
-    if has("audio_embs.0.weight") || has("depformer.slices.0.linear_in.weight") {
-        return Some("is in the MLX layout; use the -pytorch- repository of the same model");
-    }
-    if has("depformer.0.linear_in.weight") {
-        return Some("is in the Candle layout; use the -pytorch- repository of the same model");
-    }
-    if any("_scb") {
-        return Some("is in the int8 layout; use the bf16 checkpoint of the same model");
-    }
-    if has("encoder.init_conv1d.conv.conv.weight") {
-        return Some("is a codec saved by MLX; use the original safetensors file");
-    }
-    if tensors.keys().any(|name| name.starts_with("model.layers.")) {
-        return Some(
-            "is in the Hugging Face transformers layout, which this version does not read",
-        );
-    }
-    None
-}
-
-fn whole(name: &str, shape: &[usize]) -> Entry {
-    Entry { shape: shape.to_vec(), pieces: vec![Piece::whole(name, shape)] }
 }

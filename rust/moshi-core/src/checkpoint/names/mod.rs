@@ -1,0 +1,46 @@
+//! The only place that knows other spellings of tensor names.
+
+mod language_model;
+mod mimi;
+
+pub use language_model::Layout;
+pub(super) use language_model::{language_model, packed_projection, weight_sets};
+pub(super) use mimi::{mimi, mimi_from_hugging_face};
+
+use super::TensorFile;
+use super::catalog::{Entry, Piece};
+
+/// Canonical names with their places in a file.
+type Renamed = Vec<(String, Entry)>;
+
+/// Layouts that exist in public but are none of ours, with what to do.
+pub(super) fn foreign_layout(file: &TensorFile) -> Option<&'static str> {
+    let tensors = file.tensors();
+    let has = |name: &str| tensors.contains_key(name);
+    let any = |suffix: &str| tensors.keys().any(|name| name.ends_with(suffix));
+    if any(".lora_A.weight") && !has("text_linear.weight") {
+        return Some("is a LoRA adapter, not a model; name it as `lora_name` in config.json");
+    }
+    if tensors.keys().any(|name| name.starts_with("llm.")) {
+        return Some("is a MoshiVis checkpoint, which this version does not run");
+    }
+    if has("audio_embs.0.weight") || has("depformer.slices.0.linear_in.weight") {
+        return Some("is in the MLX layout; use the -pytorch- repository of the same model");
+    }
+    if any("_scb") {
+        return Some("is in the int8 layout; use the bf16 checkpoint of the same model");
+    }
+    if has("encoder.init_conv1d.conv.conv.weight") {
+        return Some("is a codec saved by MLX; use the original safetensors file");
+    }
+    if tensors.keys().any(|name| name.starts_with("model.layers.")) {
+        return Some(
+            "is in the Hugging Face transformers layout, which this version does not read",
+        );
+    }
+    None
+}
+
+fn whole(name: &str, shape: &[usize]) -> Entry {
+    Entry { shape: shape.to_vec(), pieces: vec![Piece::whole(name, shape)] }
+}

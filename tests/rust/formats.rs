@@ -1,0 +1,369 @@
+//! One model in every file format and layout: the same tokens.
+
+use std::path::Path;
+
+use moshi_cli::verify::{CaseReport, verify_case};
+use moshi_core::checkpoint::{Container, Encoding, TensorFile, layout};
+use moshi_core::config::LmConfig;
+use moshi_core::exec::{BlockFormat, Executor};
+use moshi_core::lm::{
+    LanguageModel, LmOptions, LmOutput, LmSlot, LmStreamOptions, NoHooks, Sampling, WeightType,
+};
+use moshi_core::{Error, Model};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::gguf::{Gguf, Kind};
+use crate::support::models::{TinyRepo, config, greedy, weights};
+use crate::support::tensors::Tensors;
+use crate::support::{Dice, assert_close, golden, is_exact};
+
+executors!(
+    split_projections_give_the_same_tokens,
+    candle_layout_gives_the_same_tokens,
+    gguf_floats_give_the_same_tokens,
+    candle_layout_refuses_what_it_cannot_hold,
+    blocks_equal_their_decoded_values,
+    every_float_checkpoint_can_be_stored_in_few_bits,
+    adapters_apply_in_every_spelling,
+    adapters_bring_embeddings,
+);
+
+/// Language-model cases of the original, with what the Candle layout can express of them.
+const CASES: [&str; 5] = ["moshi", "hibiki", "kv_repeat", "odd_shapes", "guidance_masked"];
+
+/// A copy of a case with other weights.
+fn case_with(case: &str, moshi_name: &str, write: impl FnOnce(&Tensors, &Path)) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(golden(case)).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if name == "model.safetensors" || name.contains("lora") {
+            continue;
+        }
+        std::fs::copy(&path, folder.path().join(name)).unwrap();
+    }
+    let path = folder.path().join("config.json");
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    config["moshi_name"] = json!(moshi_name);
+    std::fs::write(path, config.to_string()).unwrap();
+    let original = Tensors::read(&golden(case).join("model.safetensors"));
+    write(&original, &folder.path().join(moshi_name));
+    folder
+}
+
+fn depth_schedule(case: &str) -> Vec<usize> {
+    let text = std::fs::read_to_string(golden(case).join("config.json")).unwrap();
+    let config = LmConfig::from_json("config.json", &text).unwrap();
+    config.depth.map(|depth| depth.schedule).unwrap_or_default()
+}
+
+#[track_caller]
+fn assert_passes(report: moshi_core::Result<CaseReport>, what: &str) {
+    let report = report.unwrap();
+    let failed: Vec<_> = report.checks.iter().filter(|check| !check.passed).collect();
+    assert!(report.passed(), "{what}: {failed:?}");
+}
+
+fn split_projections_give_the_same_tokens<E: Executor>(exec: &E) {
+    for case in CASES {
+        let sets = depth_schedule(case).iter().max().map_or(0, |max| max + 1);
+        let folder = case_with(case, "split.safetensors", |tensors, path| {
+            tensors.packed(sets).split(sets).write(path, Dtype::F32);
+        });
+        assert_passes(verify_case(exec, folder.path()), case);
+    }
+}
+
+fn candle_layout_gives_the_same_tokens<E: Executor>(exec: &E) {
+    for case in CASES {
+        let schedule = depth_schedule(case);
+        let folder = case_with(case, "candle.safetensors", |tensors, path| {
+            let converted = tensors.candle(&schedule);
+            assert!(converted.0.contains_key("depformer.1.emb.weight"), "{case}");
+            converted.write(path, Dtype::F32);
+        });
+        assert_passes(verify_case(exec, folder.path()), case);
+    }
+}
+
+fn gguf_floats_give_the_same_tokens<E: Executor>(exec: &E) {
+    for case in CASES.into_iter().chain(["stt"]) {
+        let schedule = depth_schedule(case);
+        let folder = case_with(case, "model.gguf", |tensors, path| {
+            Gguf::of(&tensors.candle(&schedule), |_, _| Kind::F32).write(path);
+            assert_eq!(TensorFile::open(path).unwrap().container(), Container::Gguf);
+        });
+        assert_passes(verify_case(exec, folder.path()), case);
+    }
+}
+
+fn candle_layout_refuses_what_it_cannot_hold<E: Executor>(exec: &E) {
+    for (case, lacking) in [
+        ("tts", &["text_emb.out1", "depformer_text_emb.out2", "depformer_norms.0"][..]),
+        ("hibiki_zero", &["depformer_norms.3"]),
+    ] {
+        let schedule = depth_schedule(case);
+        let folder = case_with(case, "candle.safetensors", |tensors, path| {
+            let mut converted = tensors.candle(&schedule);
+            converted.0.retain(|name, _| !name.contains(".out") || name.contains(".out_"));
+            converted.0.retain(|name, _| !name.starts_with("depformer_norms"));
+            converted.write(path, Dtype::F32);
+        });
+        let Err(Error::Tensors { problems, .. }) = verify_case(exec, folder.path()) else {
+            panic!("{case} loads")
+        };
+        for name in lacking {
+            let missing = problems.missing.iter().find(|problem| problem.starts_with(name));
+            assert!(missing.is_some_and(|m| m.contains("Candle")), "{case}: {problems:?}");
+        }
+    }
+    // Copies of one tensor that differ.
+    let folder = case_with("hibiki", "candle.safetensors", |tensors, path| {
+        let mut converted = tensors.candle(&depth_schedule("hibiki"));
+        converted.0.get_mut("depformer.5.linear_in.weight").unwrap().data[7] += 1.0;
+        converted.0.get_mut("depformer.3.transformer.layers.0.norm1.alpha").unwrap().data[0] = 9.0;
+        converted.write(path, Dtype::F32);
+    });
+    let Err(Error::Tensors { problems, .. }) = verify_case(exec, folder.path()) else {
+        panic!("differing copies load")
+    };
+    assert_eq!(problems.misshapen.len(), 2, "{problems:?}");
+    assert!(problems.misshapen[1].contains("depformer.5.linear_in.weight"), "{problems:?}");
+}
+
+/// A config whose temporal transformer is wide enough for blocks of 256.
+fn wide_config() -> LmConfig {
+    let mut json = config();
+    json["dim"] = json!(256);
+    json["hidden_scale"] = json!(3.0);
+    json["depformer_dim"] = json!(64);
+    json["depformer_dim_feedforward"] = json!(96);
+    LmConfig::from_json("wide.json", &json.to_string()).unwrap()
+}
+
+fn wide_weights(config: &LmConfig) -> Tensors {
+    let widths = layout::GatedWidths { temporal: 512, depth: 64 };
+    weights(&layout::language_model(config, widths), &mut Dice(5))
+}
+
+/// Greedy steps over the same user tokens.
+fn steps<E: Executor>(lm: &LanguageModel<E>, count: usize) -> Vec<LmOutput> {
+    let mut state = lm.new_state(&LmStreamOptions::default()).unwrap();
+    let mut dice = Dice(3);
+    (0..count)
+        .map(|_| {
+            let user: Vec<i64> = (0..2).map(|_| dice.below(16) as i64).collect();
+            let slot = LmSlot {
+                state: &mut state,
+                user_tokens: &user,
+                sampling: &Sampling::greedy(),
+                seed: 0,
+                hooks: &mut NoHooks,
+                trace: true,
+            };
+            lm.step(&mut [slot]).unwrap().remove(0)
+        })
+        .collect()
+}
+
+fn assert_same_steps<E: Executor>(exec: &E, a: &LanguageModel<E>, b: &LanguageModel<E>) {
+    let tolerance = if is_exact(exec) { 0.0 } else { 1e-4 };
+    for (a, b) in steps(a, 12).iter().zip(steps(b, 12)) {
+        assert_eq!((a.text_token, &a.audio_tokens), (b.text_token, &b.audio_tokens));
+        assert_close(&a.text_logits, &b.text_logits, tolerance);
+        let (a, b) = (a.trace.as_ref().unwrap(), b.trace.as_ref().unwrap());
+        assert_close(&a.depth_logits[1][0], &b.depth_logits[1][0], tolerance);
+    }
+}
+
+fn blocks_equal_their_decoded_values<E: Executor>(exec: &E) {
+    let config = wide_config();
+    let folder = tempfile::tempdir().unwrap();
+    let load = |name: &str, dtype| {
+        let options = LmOptions { dtype, ..LmOptions::default() };
+        LanguageModel::load(exec, &folder.path().join(name), &config, &options).unwrap()
+    };
+    for (format, dtype) in [
+        (BlockFormat::Q8_0, WeightType::Q8),
+        (BlockFormat::Q4_0, WeightType::Q4),
+        (BlockFormat::Q4_1, WeightType::Q4),
+        (BlockFormat::Q4K, WeightType::Q4),
+    ] {
+        let tensors = wide_weights(&config);
+        let schedule = config.depth.as_ref().unwrap().schedule.clone();
+        let mut file = Gguf::of(&tensors.candle(&schedule), |_, tensor| match format {
+            BlockFormat::Q4K => Kind::of(BlockFormat::Q4_1, tensor),
+            format => Kind::of(format, tensor),
+        });
+        if format == BlockFormat::Q4K {
+            as_q4_k(&mut file);
+        }
+        let path = folder.path().join("model.gguf");
+        file.write(&path);
+        let stored = TensorFile::open(&path).unwrap();
+        let encoding =
+            stored.info("transformer.layers.0.gating.linear_in.weight").unwrap().encoding;
+        assert_eq!(encoding, Encoding::Blocks(format));
+        Tensors::read(&path).write(&folder.path().join("decoded.safetensors"), Dtype::F32);
+        let blocks = load("model.gguf", None);
+        assert_eq!(blocks.dtype(), dtype);
+        let decoded = load("decoded.safetensors", None);
+        assert_eq!(decoded.dtype(), WeightType::F32);
+        assert_same_steps(exec, &blocks, &decoded);
+        assert_same_steps(exec, &load("model.gguf", Some(WeightType::F32)), &decoded);
+    }
+}
+
+/// Turns matrices whose rows are whole blocks of 256 into Q4_K, scales and nibbles at random.
+fn as_q4_k(file: &mut Gguf) {
+    let mut dice = Dice(8);
+    for tensor in &mut file.tensors {
+        let &[rows, cols] = tensor.shape.as_slice() else { continue };
+        if cols % 256 != 0 {
+            continue;
+        }
+        tensor.kind = 12;
+        tensor.bytes = (0..rows * cols / 256 * 144).map(|_| dice.next() as u8).collect();
+        for block in tensor.bytes.chunks_exact_mut(144) {
+            for at in [0, 2] {
+                let scale = half::f16::from_f32(1e-4 + 1e-5 * dice.unit());
+                block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+            }
+        }
+    }
+}
+
+fn every_float_checkpoint_can_be_stored_in_few_bits<E: Executor>(exec: &E) {
+    let config = wide_config();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let spread = |dtype, wanted| {
+        wide_weights(&config).write(&path, dtype);
+        let load = |dtype| {
+            let options = LmOptions { dtype, ..LmOptions::default() };
+            LanguageModel::load(exec, &path, &config, &options).unwrap()
+        };
+        let (few, full) = (load(Some(wanted)), load(Some(WeightType::F32)));
+        assert_eq!(few.dtype(), wanted);
+        let (a, b) = (&steps(&few, 1)[0], &steps(&full, 1)[0]);
+        let error: f32 =
+            a.text_logits.iter().zip(&b.text_logits).map(|(a, b)| (a - b).powi(2)).sum();
+        let size: f32 = b.text_logits.iter().map(|b| b * b).sum();
+        assert!(error > 0.0, "{wanted:?} is no other model");
+        (error / size).sqrt()
+    };
+    for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
+        let (eight, four) = (spread(dtype, WeightType::Q8), spread(dtype, WeightType::Q4));
+        assert!(eight < 0.02 && four < 0.3 && eight < four, "{dtype:?}: {eight} and {four}");
+    }
+}
+
+fn adapters_apply_in_every_spelling<E: Executor>(exec: &E) {
+    let rename: [fn(&Tensors, usize) -> Tensors; 2] =
+        [|tensors, _| tensors.clone(), Tensors::packed_adapter];
+    let mut names = Vec::new();
+    for spelling in rename {
+        let folder = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(golden("moshi")).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        }
+        let adapter = spelling(&Tensors::read(&golden("moshi/lora.safetensors")), 8);
+        adapter.write(&folder.path().join("lora.safetensors"), Dtype::F32);
+        names.push(adapter.0.len());
+        assert_passes(verify_case(exec, folder.path()), "moshi with adapter");
+    }
+    assert!(names[1] < names[0], "{names:?}");
+}
+
+fn adapters_bring_embeddings<E: Executor>(exec: &E) {
+    let folder = tempfile::tempdir().unwrap();
+    let original = Tensors::read(&golden("moshi/model.safetensors"));
+    let text = std::fs::read_to_string(golden("moshi/config.json")).unwrap();
+    let config = LmConfig::from_json("config.json", &text).unwrap();
+    let lora = folder.path().join("lora.safetensors");
+    let mut adapter = Tensors::default();
+    for name in ["text_emb.weight", "depformer_emb.2.weight"] {
+        let mut tensor = original.get(name).clone();
+        tensor.data.iter_mut().for_each(|value| *value = -*value);
+        adapter.insert(name, tensor);
+    }
+    adapter.write(&lora, Dtype::F32);
+    let merged = folder.path().join("merged.safetensors");
+    let mut tensors = original.clone();
+    tensors.0.extend(adapter.0.clone());
+    tensors.write(&merged, Dtype::F32);
+    let load = |path: &Path, lora: Option<&Path>| {
+        let options = LmOptions { lora: lora.map(Into::into), ..LmOptions::default() };
+        LanguageModel::load(exec, path, &config, &options)
+    };
+    let base = golden("moshi/model.safetensors");
+    let adapted = load(&base, Some(&lora)).unwrap();
+    let expected = load(&merged, None).unwrap();
+    let user = [0; 8];
+    let step = |lm: &LanguageModel<E>| {
+        let mut state = lm.new_state(&LmStreamOptions::default()).unwrap();
+        let slot = LmSlot {
+            state: &mut state,
+            user_tokens: &user,
+            sampling: &Sampling::greedy(),
+            seed: 0,
+            hooks: &mut NoHooks,
+            trace: false,
+        };
+        lm.step(&mut [slot]).unwrap().remove(0).text_logits
+    };
+    assert_eq!(step(&adapted), step(&expected));
+    assert_ne!(step(&adapted), step(&load(&base, None).unwrap()));
+
+    adapter.insert("text_emb.other", original.get("text_emb.weight").clone());
+    adapter.write(&lora, Dtype::F32);
+    let Err(Error::Tensors { problems, .. }) = load(&base, Some(&lora)).map(drop) else {
+        panic!("an unknown embedding loads")
+    };
+    assert!(problems.unexpected[0].contains("text_emb.other"), "{problems:?}");
+}
+
+#[test]
+fn encodings_equal_those_of_ggml() {
+    let file = TensorFile::open(&golden("gguf_blocks.gguf")).unwrap();
+    let mut compared = 0;
+    for (name, info) in file.tensors() {
+        if name.ends_with(".values") {
+            continue;
+        }
+        assert_eq!(info.encoding.to_string().to_lowercase(), *name);
+        let expected = file.read_f32(&format!("{name}.values")).unwrap();
+        assert_close(&file.read_f32(name).unwrap(), &expected, 1e-6);
+        assert_eq!(info.shape[0], 3);
+        compared += 1;
+    }
+    assert_eq!(compared, 6);
+    assert_eq!(file.metadata()["general.license"], "cc-by-4.0");
+    assert_eq!(file.metadata()["test.list"], "a list of 2");
+}
+
+#[test]
+fn a_gguf_file_is_a_model_by_itself() {
+    let repo = TinyRepo::new();
+    let schedule = [0, 1];
+    let tensors = Tensors::read(&repo.file("model.safetensors"));
+    let path = repo.file("other.gguf");
+    Gguf::of(&tensors.packed(2).candle(&schedule), |_, _| Kind::F32).write(&path);
+    let said = |path: &Path| {
+        let model = Model::load(path, &moshi_core::LoadOptions::default()).unwrap();
+        let mut session = greedy(&model);
+        (0..10).map(|_| session.step(&[0.1; 4]).unwrap().pcm).collect::<Vec<_>>()
+    };
+    let expected = said(repo.path());
+    assert_eq!(said(&path), expected);
+    // The only weights of a folder whose config names none.
+    std::fs::remove_file(repo.file("model.safetensors")).unwrap();
+    repo.set("moshi_name", Value::Null);
+    assert_eq!(said(repo.path()), expected);
+    std::fs::copy(&path, repo.file("second.gguf")).unwrap();
+    let error = moshi_core::checkpoint::Repo::open(repo.path()).unwrap_err().to_string();
+    assert!(error.contains("other.gguf") && error.contains("second.gguf"), "{error}");
+}
