@@ -249,9 +249,9 @@ mod tests {
         let mut q4_k =
             [f16::from_f32(2.0).to_le_bytes(), f16::from_f32(3.0).to_le_bytes()].concat();
         // Groups 0 to 3: scale 33, minimum 2. Groups 4 to 7: low nibbles 5 and 6, top bits 2 and 1.
-        q4_k.extend([33 | 2 << 6, 33 | 2 << 6, 33 | 2 << 6, 33 | 2 << 6]);
-        q4_k.extend([2 | 1 << 6, 2 | 1 << 6, 2 | 1 << 6, 2 | 1 << 6]);
-        q4_k.extend([5 | 6 << 4; 4]);
+        q4_k.extend([0x21 | 2 << 6; 4]);
+        q4_k.extend([0x02 | 1 << 6; 4]);
+        q4_k.extend([0x05 | 6 << 4; 4]);
         q4_k.extend([0xe1; 128]);
         let values = decoded(BlockFormat::Q4K, &q4_k);
         let group = |i: usize| values[i * 32];
