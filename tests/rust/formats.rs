@@ -5,9 +5,10 @@ use std::path::Path;
 use moshi_cli::verify::{CaseReport, verify_case};
 use moshi_core::checkpoint::{Container, Encoding, TensorFile, layout};
 use moshi_core::config::LmConfig;
-use moshi_core::exec::{BlockFormat, Executor};
+use moshi_core::exec::{BlockFormat, Executor, Scalar};
 use moshi_core::lm::{
-    LanguageModel, LmOptions, LmOutput, LmSlot, LmStreamOptions, NoHooks, Sampling, WeightType,
+    Condition, LanguageModel, LmOptions, LmOutput, LmSlot, LmStreamOptions, NoHooks, Sampling,
+    WeightType,
 };
 use moshi_core::{Error, Model};
 use safetensors::Dtype;
@@ -343,6 +344,96 @@ fn encodings_equal_those_of_ggml() {
     assert_eq!(compared, 6);
     assert_eq!(file.metadata()["general.license"], "cc-by-4.0");
     assert_eq!(file.metadata()["test.list"], "a list of 2");
+}
+
+/// [`config`] as the Rust programs write it.
+const CONFIG_TOML: &str = r#"
+    moshi_name = "candle.safetensors"
+    mimi_name = "mimi.safetensors"
+    mimi_config_name = "mimi_config.json"
+    tokenizer_name = "tokenizer.model"
+    [gen]
+    acoustic_delay = 1
+    generated_audio_codebooks = 2
+    input_audio_codebooks = 2
+    [model]
+    text_in_vocab_size = 51
+    text_out_vocab_size = 50
+    audio_vocab_size = 17
+    audio_codebooks = 4
+    [model.transformer]
+    d_model = 16
+    num_heads = 2
+    num_layers = 2
+    dim_feedforward = 64
+    context = 6
+    max_period = 10000
+    gating = "silu"
+    norm = "RmsNorm"
+    positional_embedding = "Rope"
+    [model.depformer]
+    num_slices = 2
+    [model.depformer.transformer]
+    d_model = 8
+    num_heads = 2
+    num_layers = 1
+    dim_feedforward = 24
+    context = 2
+    gating = "silu"
+    norm = "RmsNorm"
+    positional_embedding = "None"
+"#;
+
+#[test]
+fn a_repository_of_the_rust_programs_is_the_same_model() {
+    let repo = TinyRepo::new();
+    let said = || {
+        let model = Model::load(repo.path(), &moshi_core::LoadOptions::default()).unwrap();
+        let mut session = greedy(&model);
+        (0..10).map(|_| session.step(&[0.1; 4]).unwrap().pcm).collect::<Vec<_>>()
+    };
+    let expected = said();
+    let tensors = Tensors::read(&repo.file("model.safetensors"));
+    tensors.candle(&[0, 1]).write(&repo.file("candle.safetensors"), Dtype::F32);
+    std::fs::remove_file(repo.file("model.safetensors")).unwrap();
+    std::fs::remove_file(repo.file("config.json")).unwrap();
+    std::fs::write(repo.file("config.toml"), CONFIG_TOML).unwrap();
+    assert_eq!(said(), expected);
+}
+
+#[test]
+fn a_number_conditions_every_step() {
+    let toml = format!(
+        "{CONFIG_TOML}\n[model.conditioners.delay]\ntype = \"ContinuousAttribute\"\ndim = 4\n\
+         scale_factor = 10.0\nmax_period = 100.0\n"
+    );
+    let config = LmConfig::from_toml("config.toml", &toml).unwrap();
+    let widths = layout::GatedWidths { temporal: 44, depth: 16 };
+    let tensors = weights(&layout::language_model(&config, widths), &mut Dice(4));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    tensors.candle(&[0, 1]).write(&path, Dtype::F32);
+    let lm = LanguageModel::load(&Scalar, &path, &config, &LmOptions::default()).unwrap();
+    let logits = |value: Condition| {
+        let conditions = [("delay".to_owned(), value)].into();
+        let mut state = lm.new_state(&LmStreamOptions { conditions, guidance: None })?;
+        let slot = LmSlot {
+            state: &mut state,
+            user_tokens: &[0, 0],
+            sampling: &Sampling::greedy(),
+            seed: 0,
+            hooks: &mut NoHooks,
+            trace: false,
+        };
+        Ok::<_, Error>(lm.step(&mut [slot])?.remove(0).text_logits)
+    };
+    let (half, one) = (logits(Condition::Number(-0.5)).unwrap(), logits(Condition::Number(-1.0)));
+    assert_ne!(half, one.unwrap());
+    assert_ne!(half, logits(Condition::Null).unwrap());
+    for wrong in [Condition::Number(f64::NAN), Condition::Text("0.5".into())] {
+        let error = logits(wrong).unwrap_err().to_string();
+        assert!(error.contains("`delay`") && error.contains("number"), "{error}");
+    }
 }
 
 #[test]

@@ -164,6 +164,9 @@ fn condition(value: &Bound<'_, PyAny>) -> PyResult<Condition> {
     if let Ok(text) = value.extract::<String>() {
         return Ok(Condition::Text(text));
     }
+    if let Ok(number) = value.extract::<f64>() {
+        return Ok(Condition::Number(number));
+    }
     let (rows, mask) = match value.cast::<PyTuple>() {
         Ok(pair) => {
             let (rows, mask): (Bound<'_, PyAny>, Bound<'_, PyAny>) = pair

@@ -44,7 +44,7 @@ pub fn language_model(config: &LmConfig, widths: GatedWidths) -> Vec<Expected> {
                 all.push(Expected::new(format!("{prefix}.embed.weight"), &[num_bins + 1, *dim]));
                 *dim
             }
-            ConditionerKind::Tensor { dim } => *dim,
+            ConditionerKind::Tensor { dim } | ConditionerKind::Number { dim, .. } => *dim,
         };
         all.push(Expected::new(format!("{prefix}.output_proj.weight"), &[dim, width]));
         all.push(Expected::new(format!("{prefix}.learnt_padding"), &[1, 1, dim]));

@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 /// Parsed configs of a model repository and the way to its files.
 #[derive(Clone, Debug)]
 pub struct Repo {
-    /// Language-model config: `config.json`, or the built-in Moshi 7B where there is none.
+    /// Language-model config: `config.json`, `config.toml`, or the built-in Moshi 7B where there
+    /// is neither.
     pub config: LmConfig,
     /// Codec config: the file that the config names, or the public Mimi.
     pub mimi_config: MimiConfig,
@@ -32,7 +33,7 @@ impl Repo {
         let folder = Arc::new(Folder::open(path.parent().unwrap_or(Path::new(".")))?);
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         match path.extension().and_then(|extension| extension.to_str()) {
-            Some("json") => Self::with_files(folder, Some(name), None),
+            Some("json" | "toml") => Self::with_files(folder, Some(name), None),
             _ => Self::with_files(folder, None, Some(name)),
         }
     }
@@ -59,7 +60,11 @@ impl Repo {
             Some(name) => {
                 let path = required(&*source, name)?;
                 let (file, text) = (path.display().to_string(), read_text(&path)?);
-                LmConfig::from_json(&file, &text)?
+                if is_toml(name) {
+                    LmConfig::from_toml(&file, &text)?
+                } else {
+                    LmConfig::from_json(&file, &text)?
+                }
             }
         };
         let weights_name = match (weights_name, &config.files.moshi_name) {
@@ -161,9 +166,13 @@ impl Repo {
     }
 }
 
-const CONFIG_NAMES: [&str; 1] = ["config.json"];
+const CONFIG_NAMES: [&str; 2] = ["config.json", "config.toml"];
 /// Weights of a repository whose config names none, before its only GGUF file is taken.
 const DEFAULT_WEIGHTS: &str = "model.safetensors";
+
+fn is_toml(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "toml")
+}
 
 fn first_present<'n>(source: &dyn FileSource, names: &[&'n str]) -> Result<Option<&'n str>> {
     for &name in names {

@@ -29,6 +29,29 @@ pub enum ConditionerKind {
         /// Width of a vector.
         dim: usize,
     },
+    /// A number, as cosines and sines of it at several frequencies.
+    Number {
+        /// Cosines and sines.
+        dim: usize,
+        /// The number is multiplied by it.
+        scale: f64,
+        /// Ratio of the highest to the lowest frequency.
+        max_period: f64,
+    },
+}
+
+impl ConditionerKind {
+    /// A table with entries of width `dim`.
+    pub(super) fn lut(lut: &Fields<'_>, dim: usize) -> Result<Self> {
+        let values = lut.texts("possible_values")?;
+        let num_bins = lut.required("n_bins")?;
+        if values.len() > num_bins {
+            let reason = format!("{} possible_values need as many bins", values.len());
+            return Err(lut.error("n_bins", num_bins, reason));
+        }
+        let possible_values = if values.is_empty() { None } else { Some(values) };
+        Ok(Self::Lut { num_bins, dim, possible_values })
+    }
 }
 
 /// How conditions enter the temporal transformer.
@@ -55,17 +78,7 @@ pub(super) fn conditioners(f: &Fields<'_>) -> Result<Vec<ConditionerConfig>> {
             "lut" => {
                 let lut = fields.object("lut")?.ok_or_else(wrong)?;
                 lut.only("tokenizer", &["noop"], "noop")?;
-                let values = lut.texts("possible_values")?;
-                let num_bins = lut.required("n_bins")?;
-                if values.len() > num_bins {
-                    let reason = format!("{} possible_values need as many bins", values.len());
-                    return Err(lut.error("n_bins", num_bins, reason));
-                }
-                ConditionerKind::Lut {
-                    num_bins,
-                    dim: lut.required("dim")?,
-                    possible_values: if values.is_empty() { None } else { Some(values) },
-                }
+                ConditionerKind::lut(&lut, lut.required("dim")?)?
             }
             _ => {
                 let tensor = fields.object("tensor")?.ok_or_else(wrong)?;

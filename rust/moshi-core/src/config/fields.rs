@@ -15,7 +15,8 @@ pub(super) const MAX_COUNT: usize = 512;
 /// Upper bound of attention windows: rings of it still fit a machine's address space.
 pub(super) const MAX_CONTEXT: usize = 1 << 16;
 
-/// One JSON object of a config file; remembers which fields were asked for.
+/// One object of a config file; remembers which fields were asked for.
+#[derive(Clone)]
 pub struct Fields<'a> {
     file: &'a str,
     prefix: String,

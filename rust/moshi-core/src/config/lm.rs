@@ -306,6 +306,10 @@ impl LmConfig {
     }
 }
 
+/// Codec of the first public repositories, whose configs do not name it.
+pub(super) const DEFAULT_MIMI_NAME: &str = "tokenizer-e351c8d8-checkpoint125.safetensors";
+/// Tokenizer of the first public repositories.
+pub(super) const DEFAULT_TOKENIZER_NAME: &str = "tokenizer_spm_32k_3.model";
 const MODEL_TYPES: [&str; 4] = ["moshi", "hibiki", "stt", "tts"];
 /// Text token "end of sentence" of all released models.
 pub(crate) const TEXT_END_TOKEN: usize = 2;
@@ -316,7 +320,7 @@ const MAX_GUIDANCE: f64 = 1000.0;
 /// Below this, the gated width is zero.
 const MIN_FEEDFORWARD: usize = 2;
 /// Ten seconds: far above the two frames of released models, low enough to bound the delay cache.
-const MAX_DELAY: usize = 125;
+pub(super) const MAX_DELAY: usize = 125;
 
 fn files(f: &Fields<'_>) -> Result<ModelFiles> {
     let optional = |name: &str| -> Result<Option<String>> {
@@ -324,9 +328,9 @@ fn files(f: &Fields<'_>) -> Result<ModelFiles> {
     };
     Ok(ModelFiles {
         moshi_name: optional("moshi_name")?,
-        mimi_name: f.text_or("mimi_name", "tokenizer-e351c8d8-checkpoint125.safetensors")?,
+        mimi_name: f.text_or("mimi_name", DEFAULT_MIMI_NAME)?,
         mimi_config_name: optional("mimi_config_name")?,
-        tokenizer_name: f.text_or("tokenizer_name", "tokenizer_spm_32k_3.model")?,
+        tokenizer_name: f.text_or("tokenizer_name", DEFAULT_TOKENIZER_NAME)?,
         lora_name: optional("lora_name")?,
     })
 }
@@ -344,25 +348,41 @@ fn shape(
         "" => f.positive_or("kv_repeat", 1)?,
         _ => f.positive_or(&name("kv_repeat"), f.positive_or("kv_repeat", 1)?)?,
     };
-    if !dim.is_multiple_of(query) || !(dim / query).is_multiple_of(2) {
-        let reason = format!("{dim_name} = {dim} must be an even multiple of it");
-        return Err(f.error(&heads_name, query, reason));
-    }
-    if !query.is_multiple_of(repeat) {
-        let reason = format!("must divide {heads_name} = {query}");
-        return Err(f.error(&name("kv_repeat"), repeat, reason));
-    }
+    let heads = check_heads(dim, query, repeat, |per_head, value, reason| {
+        f.error(&if per_head { heads_name.clone() } else { name("kv_repeat") }, value, reason)
+    })?;
     let dim_feedforward = ff(dim)?;
-    if dim_feedforward < MIN_FEEDFORWARD {
-        let reason = format!("gives a feed-forward width below {MIN_FEEDFORWARD}");
-        return Err(f.error(&dim_name, dim, reason));
-    }
+    check_feed_forward(dim_feedforward).map_err(|reason| f.error(&dim_name, dim, reason))?;
     Ok(TransformerShape {
         dim,
-        heads: Heads { query, key: query / repeat, width: dim / query },
+        heads,
         num_layers: f.at_most(&layers_name, f.required(&layers_name)?, MAX_COUNT)?,
         dim_feedforward,
     })
+}
+
+/// Heads of a width, or an error about their number (`true`) or about how often keys repeat.
+pub(super) fn check_heads(
+    dim: usize,
+    query: usize,
+    repeat: usize,
+    error: impl Fn(bool, usize, String) -> Error,
+) -> Result<Heads> {
+    if !dim.is_multiple_of(query) || !(dim / query).is_multiple_of(2) {
+        return Err(error(true, query, format!("the width {dim} must be an even multiple of it")));
+    }
+    if !query.is_multiple_of(repeat) {
+        return Err(error(false, repeat, format!("must divide the number of heads, {query}")));
+    }
+    Ok(Heads { query, key: query / repeat, width: dim / query })
+}
+
+/// Refuses widths of which gating leaves nothing.
+pub(super) fn check_feed_forward(width: usize) -> Result<(), String> {
+    if width < MIN_FEEDFORWARD {
+        return Err(format!("gives a feed-forward width below {MIN_FEEDFORWARD}"));
+    }
+    Ok(())
 }
 
 fn temporal(f: &Fields<'_>) -> Result<TemporalConfig> {

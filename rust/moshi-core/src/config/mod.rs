@@ -8,6 +8,7 @@ mod conditioning;
 mod fields;
 mod lm;
 mod mimi;
+mod rust_toml;
 
 pub use conditioning::{ConditionerConfig, ConditionerKind, FuserConfig};
 pub use fields::Fields;

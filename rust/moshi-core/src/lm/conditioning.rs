@@ -17,6 +17,8 @@ pub enum Condition {
     Null,
     /// Value of a text condition.
     Text(String),
+    /// Value of a number condition.
+    Number(f64),
     /// Value of a sequence condition.
     Sequence {
         /// `[position, width]` row-major.
@@ -65,7 +67,7 @@ impl<E: Executor> ConditionProvider<E> {
                     ConditionerKind::Lut { .. } => {
                         Some(catalog.matrix(&format!("{prefix}.embed.weight"))?)
                     }
-                    ConditionerKind::Tensor { .. } => None,
+                    ConditionerKind::Tensor { .. } | ConditionerKind::Number { .. } => None,
                 };
                 let projection = catalog.matrix(&format!("{prefix}.output_proj.weight"))?;
                 Ok(Conditioner {
@@ -145,6 +147,7 @@ impl<E: Executor> Conditioner<E> {
             }
             ConditionerKind::Lut { .. } => "none or any text".into(),
             ConditionerKind::Tensor { dim } => format!("an array [positions, {dim}]"),
+            ConditionerKind::Number { .. } => "none or a number".into(),
         }
     }
 
@@ -170,6 +173,14 @@ impl<E: Executor> Conditioner<E> {
                 let table = self.table.as_ref().expect("text conditions have a table");
                 let row = exec.upload(table.row(index), table.cols)?;
                 exec.download(&exec.linear(&row, &self.output_proj, Activation::Identity)?)
+            }
+            (ConditionerKind::Number { dim, scale, max_period }, Condition::Number(value)) => {
+                if !value.is_finite() {
+                    let reason = format!("`{name}` is {value}; it takes a finite number");
+                    return Err(Error::input("conditions", reason));
+                }
+                let waves = exec.upload(sinusoids(value * scale, *dim, *max_period), *dim)?;
+                exec.download(&exec.linear(&waves, &self.output_proj, Activation::Identity)?)
             }
             (ConditionerKind::Tensor { dim }, Condition::Sequence { values, mask }) => {
                 check_positions(name, mask.len())?;
@@ -221,20 +232,40 @@ fn hashed_bin(text: &str, num_bins: usize) -> usize {
 
 /// Adds `scale * [cos(p / 10000^(i / (dim / 2 - 1))), sin(...)]` to position `p`.
 fn add_sinusoids(sequence: &mut [f32], dim: usize, scale: f64) {
-    let half = dim / 2;
     for (position, row) in sequence.chunks_exact_mut(dim).enumerate() {
-        for i in 0..half {
-            let exponent = i as f64 / (half as f64 - 1.0).max(1.0);
-            let angle = position as f64 / 10_000f64.powf(exponent);
-            row[i] += (scale * angle.cos()) as f32;
-            row[half + i] += (scale * angle.sin()) as f32;
+        for (value, (cos, sin)) in angles(position as f64, dim, 10_000.0).enumerate() {
+            row[value] += (scale * cos) as f32;
+            row[dim / 2 + value] += (scale * sin) as f32;
         }
     }
+}
+
+/// `[cos(value / max_period^(i / (dim / 2 - 1))), sin(...)]`, `[dim]`.
+fn sinusoids(value: f64, dim: usize, max_period: f64) -> Vec<f32> {
+    let cosines = angles(value, dim, max_period).map(|(cos, _)| cos as f32);
+    cosines.chain(angles(value, dim, max_period).map(|(_, sin)| sin as f32)).collect()
+}
+
+/// Cosine and sine of a value at every frequency.
+fn angles(value: f64, dim: usize, max_period: f64) -> impl Iterator<Item = (f64, f64)> {
+    let half = dim / 2;
+    (0..half).map(move |i| {
+        let exponent = i as f64 / (half as f64 - 1.0).max(1.0);
+        let angle = value / max_period.powf(exponent);
+        (angle.cos(), angle.sin())
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_waves_from_fast_to_slow() {
+        let waves = sinusoids(2.0, 4, 100.0);
+        let expected = [2f64.cos(), 0.02f64.cos(), 2f64.sin(), 0.02f64.sin()];
+        assert_eq!(waves, expected.map(|v| v as f32));
+    }
 
     #[test]
     fn hashing_equals_the_big_number_modulo() {

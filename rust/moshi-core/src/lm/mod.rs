@@ -10,6 +10,7 @@ mod conditioning;
 pub mod delays;
 mod depth;
 mod embedding;
+mod files;
 mod load;
 mod model;
 mod precision;
@@ -18,9 +19,8 @@ mod state;
 
 pub use conditioning::{Condition, Conditions};
 pub use delays::{UNGENERATED_TOKEN, ZERO_TOKEN};
-pub use model::{
-    LanguageModel, LmFiles, LmMemory, LmOptions, LmOutput, LmSlot, LmTrace, NoHooks, StepHooks,
-};
+pub use files::{LmFiles, LmMemory};
+pub use model::{LanguageModel, LmOptions, LmOutput, LmSlot, LmTrace, NoHooks, StepHooks};
 pub use precision::WeightType;
 pub use sampling::{CounterRng, Sampling, sample};
 pub use state::{Guidance, LmState, LmStreamOptions};

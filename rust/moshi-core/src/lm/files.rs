@@ -1,0 +1,82 @@
+//! The files of a language model, and what their weights will take in memory.
+
+use std::path::Path;
+
+use super::precision::{Footprint, WeightType};
+use crate::checkpoint::{Catalog, Lora, TensorFile, layout};
+use crate::config::{LmConfig, TransformerShape};
+use crate::error::Result;
+use crate::exec::Executor;
+
+/// The files of a language model, opened.
+pub struct LmFiles {
+    weights: TensorFile,
+    lora: Option<Lora>,
+}
+
+impl LmFiles {
+    /// Opens weights and adapter; only their headers are read.
+    ///
+    /// # Errors
+    /// As [`TensorFile::open`].
+    pub fn open(path: &Path, config: &LmConfig, lora: Option<&Path>) -> Result<Self> {
+        let weights = TensorFile::open(path)?;
+        let lora = lora.map(|path| Lora::open(path, config)).transpose()?;
+        Ok(Self { weights, lora })
+    }
+
+    /// The weights file.
+    pub fn weights(&self) -> &TensorFile {
+        &self.weights
+    }
+
+    /// The catalogue of the weights with the adapter fused in.
+    ///
+    /// # Errors
+    /// As [`Catalog::language_model`].
+    pub fn catalog(&self, config: &LmConfig) -> Result<Catalog<'_>> {
+        let catalog = Catalog::language_model(&self.weights, config)?;
+        Ok(match &self.lora {
+            Some(lora) => catalog.with_lora(lora),
+            None => catalog,
+        })
+    }
+}
+
+/// Bytes that a language model takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LmMemory {
+    /// Its weights.
+    pub weight_bytes: u64,
+    /// Keys and values of one stream without guidance, which doubles them.
+    pub stream_bytes: u64,
+    /// Storage of most weights.
+    pub dtype: WeightType,
+}
+
+impl LmMemory {
+    /// Computes it before anything is allocated.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::load`].
+    pub fn of<E: Executor>(
+        exec: &E,
+        catalog: &Catalog<'_>,
+        config: &LmConfig,
+        dtype: Option<WeightType>,
+    ) -> Result<Self> {
+        let expected = layout::language_model(config, layout::gated_widths_of(catalog, config));
+        catalog.check(&expected)?;
+        let footprint = Footprint::new(exec, catalog, &expected, dtype);
+        let rings = |shape: &TransformerShape, positions: usize| {
+            (2 * shape.num_layers * shape.heads.key_width() * positions * size_of::<f32>()) as u64
+        };
+        let depth = config.depth.as_ref().map(|d| rings(&d.shape, config.num_generated));
+        let temporal = rings(&config.temporal.shape, config.temporal.context);
+        Ok(Self {
+            weight_bytes: footprint.bytes,
+            stream_bytes: temporal + depth.unwrap_or(0),
+            dtype: footprint.dtype,
+        })
+    }
+}
