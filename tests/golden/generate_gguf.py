@@ -25,6 +25,7 @@ def random_q4_k(rng: np.random.Generator, rows: int, blocks: int) -> np.ndarray:
 
 
 def main() -> None:
+    """Writes the file."""
     rng = np.random.default_rng(20260101)
     writer = GGUFWriter(OUT, "moshi")
     writer.add_string("general.license", "cc-by-4.0")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,6 +15,23 @@ import pytest
 import moshi_rs
 import moshi_rs.cli
 from support import DIALOGUE, FRAME, GOLDEN, GREEDY, Array, copy_case, run
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "q8", "q4"])
+def test_every_storage_of_weights_runs(dtype: Literal["f32", "bf16", "q8", "q4"]) -> None:
+    model = moshi_rs.StreamingModel.load(DIALOGUE, dtype=dtype)
+    assert model.info()["dtype"] == dtype
+    pcm, text = model.new_session(seed=1).step(np.zeros(model.frame_size, dtype=np.float32))
+    assert np.isfinite(pcm).all()
+    assert isinstance(text, str)
+
+
+def test_a_weights_file_is_a_model() -> None:
+    by_file = moshi_rs.LanguageModel.load(DIALOGUE / "model.safetensors")
+    by_folder = moshi_rs.LanguageModel.load(DIALOGUE)
+    tokens = [0] * by_file.num_user_codebooks
+    one, other = (lm.stream(seed=1).step(tokens) for lm in (by_file, by_folder))
+    assert (one.logits == other.logits).all()
 
 
 def test_step_gives_a_frame_and_text(model: moshi_rs.StreamingModel, frames: Array) -> None:
