@@ -1,5 +1,6 @@
 //! `moshi-rs run`: an audio file through the step loop.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use moshi_audio::{AudioReader, MonoReader, WavWriter};
@@ -8,7 +9,7 @@ use moshi_core::{Model, Session, SessionOptions};
 use serde_json::json;
 
 use crate::interrupt::{EXIT_INTERRUPTED, Watch};
-use crate::options::RunArgs;
+use crate::options::{RunArgs, SpeechArgs};
 use crate::output::{CliError, Result, line, progress, spinner, text};
 
 /// Ten minutes: enough for any last word, and a bound on a mistyped number.
@@ -21,12 +22,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<i32> {
     }
     // A mistyped name should not cost the loading of a model.
     drop(AudioReader::open(&args.input)?);
-    let loading = spinner(format!("loading {}", args.model.display()));
-    let model = Model::load(&args.model, &args.load_options());
-    loading.finish_and_clear();
-    let model = model?;
+    let (model, mut session) = open(&args.speech)?;
     let info = model.info().clone();
-    let mut session = Session::new(&model, &session_options(args, &model))?;
     let rate = info.sample_rate_hz as u32;
     let mut reader = MonoReader::open(&args.input, rate)?;
     let channels = if args.stereo { 2 } else { 1 };
@@ -74,7 +71,12 @@ pub(crate) fn run(args: &RunArgs) -> Result<i32> {
     Ok(if watch.requested() { EXIT_INTERRUPTED } else { 0 })
 }
 
-fn session_options(args: &RunArgs, model: &Model) -> SessionOptions {
+/// Loads the model and opens a session as the options say.
+pub(crate) fn open(args: &SpeechArgs) -> moshi_core::Result<(Arc<Model>, Session)> {
+    let loading = spinner(format!("loading {}", args.model.display()));
+    let model = Model::load(&args.model, &args.load_options());
+    loading.finish_and_clear();
+    let model = model?;
     let default = model.default_sampling();
     let sampling = Sampling {
         temperature: args.temperature.unwrap_or(default.temperature),
@@ -82,7 +84,10 @@ fn session_options(args: &RunArgs, model: &Model) -> SessionOptions {
         top_k: args.top_k.unwrap_or(default.top_k),
         top_k_text: args.top_k_text.unwrap_or(default.top_k_text),
     };
-    SessionOptions { seed: args.seed, sampling: Some(sampling), ..SessionOptions::default() }
+    let options =
+        SessionOptions { seed: args.seed, sampling: Some(sampling), ..SessionOptions::default() };
+    let session = Session::new(&model, &options)?;
+    Ok((model, session))
 }
 
 /// User left, model right; or the model alone.
