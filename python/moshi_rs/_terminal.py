@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Terminal", "status_line"]
 
-_METER_CELLS = 10
+_METER_CELLS = 8
 # Level at the left end of a meter; the right end is full scale.
 _METER_FLOOR_DBFS = -60.0
 
@@ -59,11 +59,11 @@ class Terminal:
 
 
 def status_line(report: Report, frame_ms: float) -> str:
-    """Levels, time per frame and losses, for people."""
+    """Levels, time per frame and losses, in the 80 columns that every terminal has."""
     return (
         f"you {_meter(report.input_dbfs)}  model {_meter(report.output_dbfs)}"
-        f"  {report.step_ms:3.0f} of {frame_ms:.0f} ms"
-        f"  dropped {report.dropped_input} in {report.dropped_output} out  gaps {report.gaps}"
+        f"  {report.step_ms:3.0f}/{frame_ms:.0f} ms"
+        f"  dropped {report.dropped_input}+{report.dropped_output}  gaps {report.gaps}"
     )
 
 

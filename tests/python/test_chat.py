@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import builtins
 import importlib
+import io
 import re
 import signal
 import subprocess
@@ -432,8 +433,35 @@ def test_levels_are_below_full_scale() -> None:
 
 def test_the_meters_show_levels_times_and_losses() -> None:
     line = _terminal.status_line(Report(9, -30.0, -96.0, 41.6, 2, 3, 4), 80.0)
-    assert "you [#####     ]  -30 dB" in line
-    assert "model [          ]  -96 dB" in line
-    assert "42 of 80 ms" in line
-    assert "dropped 2 in 3 out" in line
-    assert "gaps 4" in line
+    assert line == (
+        "you [####    ]  -30 dB  model [        ]  -96 dB   42/80 ms  dropped 2+3  gaps 4"
+    )
+    assert len(line) < 80
+
+
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("text_on_screen", "meters_on_screen"), [(1, 1), (0, 1), (1, 0), (0, 0)])
+def test_meters_are_for_terminals_and_leave_the_text_alone(
+    text_on_screen: int, meters_on_screen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out: io.StringIO = Screen() if text_on_screen else io.StringIO()
+    err: io.StringIO = Screen() if meters_on_screen else io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("WT_SESSION", "1")
+    terminal = _terminal.Terminal(80.0)
+    for text in ("Hel", "", "lo"):
+        terminal.show(text, Report(9, -30.0, -96.0, 41.6, 2, 3, 4))
+    terminal.close()
+    assert out.getvalue() == "Hello\n"
+    shown = err.getvalue()
+    assert shown.count("dropped 2+3") == (3 if meters_on_screen else 0)
+    # Where both share a screen, the meters go to the line below and come back.
+    assert shown.count("\x1b7") == shown.count("\x1b8") == (3 if shown and text_on_screen else 0)
