@@ -70,7 +70,7 @@ def status_line(report: Report, frame_ms: float) -> str:
 def _meter(dbfs: float) -> str:
     share = (dbfs - _METER_FLOOR_DBFS) / -_METER_FLOOR_DBFS
     cells = round(_METER_CELLS * min(max(share, 0.0), 1.0))
-    return f"[{'#' * cells:<{_METER_CELLS}}] {dbfs:4.0f} dB"
+    return f"[{'#' * cells:<{_METER_CELLS}}]{dbfs:4.0f} dB"
 
 
 def _is_screen(terminal: bool) -> bool:

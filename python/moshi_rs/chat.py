@@ -66,6 +66,7 @@ _NO_PORTAUDIO = (
     "chat needs the library PortAudio, which is not installed: apt install libportaudio2, "
     "dnf install portaudio, or brew install portaudio"
 )
+_LISTING = "see moshi-rs chat --list-devices"
 _HEADPHONES = "Use headphones: through a loudspeaker, the model hears itself. Ctrl-C ends."
 
 
@@ -122,39 +123,38 @@ def _converse(sounddevice: Any, options: dict[str, Any], open_session: _OpenSess
         "output": _device(sounddevice, "output", options["output_device"]),
     }
     record: Path | None = options["record"]
-    with contextlib.ExitStack() as stack:
-        recording = (
-            None if record is None else stack.enter_context(contextlib.closing(_Recording(record)))
-        )
-        model, session = open_session()
-        if model.sample_rate != _SAMPLE_RATE_HZ:
-            reason = f"the model runs at {model.sample_rate} Hz; chat takes {_SAMPLE_RATE_HZ}"
-            raise ConfigError(reason)
-        # The first step reads the weights from the disk; nobody should wait for that in speech.
-        session.step(np.zeros(model.frame_size, np.float32))
-        session.reset()
-        for kind, device in chosen.items():
-            print(f"{kind}: {device['name']}", file=sys.stderr)
-        print(_HEADPHONES, file=sys.stderr, flush=True)
+    model, session = open_session()
+    if model.sample_rate != _SAMPLE_RATE_HZ:
+        reason = f"the model runs at {model.sample_rate} Hz; chat takes {_SAMPLE_RATE_HZ}"
+        raise ConfigError(reason)
+    # The first step reads the weights from the disk; nobody should wait for that in speech.
+    session.step(np.zeros(model.frame_size, np.float32))
+    session.reset()
+    for kind, device in chosen.items():
+        print(f"{kind}: {device['name']}", file=sys.stderr)
+    print(_HEADPHONES, file=sys.stderr, flush=True)
 
-        tap = None if recording is None else recording.write
+    frame_ms = 1e3 / model.frame_rate
+    lost: list[str] = []
+    with contextlib.ExitStack() as stack:
+        tap = None
+        if record is not None:
+            tap = stack.enter_context(contextlib.closing(_Recording(record))).write
         duplex = Duplex(session, model.frame_size, tap)
-        lost: list[str] = []
-        frame_ms = 1e3 / model.frame_rate
-        with _python_interrupt(), _stepping(duplex, Terminal(frame_ms)) as show:
-            try:
-                with _streams(sounddevice, chosen, duplex) as stopped:
-                    while not duplex.wait(_REFRESH_S):
-                        show()
-                    lost = stopped[:1]
-            except KeyboardInterrupt:
-                # The way to say goodbye, not a failure.
-                pass
-            except sounddevice.PortAudioError as error:
-                reason = f"a sound device failed: {error}; see moshi-rs chat --list-devices"
-                raise DeviceError(reason) from error
-        report = duplex.report()
-    print(_summary(report, frame_ms, session.seed, record), file=sys.stderr)
+        stack.enter_context(_python_interrupt())
+        show = stack.enter_context(_stepping(duplex, Terminal(frame_ms)))
+        try:
+            with _streams(sounddevice, chosen, duplex) as stopped:
+                while not duplex.wait(_REFRESH_S):
+                    show()
+                lost = stopped[:1]
+        except KeyboardInterrupt:
+            # The way to say goodbye, not a failure.
+            pass
+        except sounddevice.PortAudioError as error:
+            reason = f"a sound device failed: {error}; {_LISTING}"
+            raise DeviceError(reason) from error
+    print(_summary(duplex.report(), frame_ms, session.seed, record), file=sys.stderr)
     if lost:
         reason = f"the {lost[0]} device stopped; is it still connected?"
         raise DeviceError(reason)
@@ -163,14 +163,13 @@ def _converse(sounddevice: Any, options: dict[str, Any], open_session: _OpenSess
 def _device(sounddevice: Any, kind: str, wanted: str | None) -> dict[str, Any]:  # noqa: ANN401
     """Facts of a device that takes one channel of floats at our rate."""
     device = int(wanted) if wanted is not None and wanted.isdecimal() else wanted
-    listing = "see moshi-rs chat --list-devices"
     try:
         facts: dict[str, Any] = sounddevice.query_devices(device, kind)
     except (ValueError, sounddevice.PortAudioError) as error:
         if wanted is None:
-            reason = f"there is no {kind} device ({error}); {listing}"
+            reason = f"there is no {kind} device ({error}); {_LISTING}"
         else:
-            reason = f"--{kind}-device {wanted}: {error}; {listing}"
+            reason = f"--{kind}-device {wanted}: {error}; {_LISTING}"
         raise DeviceError(reason) from error
     check = getattr(sounddevice, f"check_{kind}_settings")
     try:
@@ -179,7 +178,7 @@ def _device(sounddevice: Any, kind: str, wanted: str | None) -> dict[str, Any]: 
         reason = (
             f"{kind} device {facts['name']} does not take {_SAMPLE_RATE_HZ} Hz mono ({error}); "
             f'choose one that converts, on Linux "pulse", "pipewire" or "default", with '
-            f"--{kind}-device; {listing}"
+            f"--{kind}-device; {_LISTING}"
         )
         raise DeviceError(reason) from error
     return facts

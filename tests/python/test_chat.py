@@ -434,7 +434,7 @@ def test_levels_are_below_full_scale() -> None:
 def test_the_meters_show_levels_times_and_losses() -> None:
     line = _terminal.status_line(Report(9, -30.0, -96.0, 41.6, 2, 3, 4), 80.0)
     assert line == (
-        "you [####    ]  -30 dB  model [        ]  -96 dB   42/80 ms  dropped 2+3  gaps 4"
+        "you [####    ] -30 dB  model [        ] -96 dB   42/80 ms  dropped 2+3  gaps 4"
     )
     assert len(line) < 80
 
