@@ -122,12 +122,21 @@ def sounding_blocks(pcm: Array) -> Array:
 
 @pytest.mark.usefixtures("patient")
 def test_ctrl_c_ends_the_conversation(
-    fake: FakeSounddevice, capfd: pytest.CaptureFixture[str]
+    fake: FakeSounddevice, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    talking = threading.Event()
+    wait = Duplex.wait
+
+    def observed_wait(duplex: Duplex, timeout_s: float) -> bool:
+        talking.set()
+        return wait(duplex, timeout_s)
+
     def interrupt() -> bool:
+        assert talking.wait(60)
         _thread.interrupt_main()
         return True
 
+    monkeypatch.setattr(Duplex, "wait", observed_wait)
     fake.at_end = interrupt
     before = signal.getsignal(signal.SIGINT)
     threads = threading.active_count()
