@@ -1,5 +1,5 @@
 # Types of the native module; the documentation is in the docstrings of the objects themselves.
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from typing import Any, Literal, TypeAlias, final
 
@@ -13,6 +13,8 @@ _Integers: TypeAlias = NDArray[np.integer[Any]]
 _Flags: TypeAlias = NDArray[np.bool_] | _Integers
 _Condition: TypeAlias = str | _Floats | tuple[_Floats, _Flags] | None
 _Conditions: TypeAlias = dict[str, _Condition]
+_OpenSession: TypeAlias = Callable[[], tuple[StreamingModel, Session]]
+_Chat: TypeAlias = Callable[[dict[str, Any], _OpenSession | None], int]
 _Output: TypeAlias = tuple[NDArray[np.float32], str]
 
 __all__ = [
@@ -196,4 +198,4 @@ class LmStep:
     def audio_tokens(self) -> NDArray[np.int64]: ...
 
 def build_info() -> dict[str, Any]: ...
-def cli_main(args: Sequence[str]) -> int: ...
+def cli_main(args: Sequence[str], chat: _Chat | None = None) -> int: ...

@@ -6,12 +6,14 @@ import contextlib
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moshi_rs._core import cli_main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from moshi_rs.chat import _OpenSession
 
 __all__ = ["main"]
 
@@ -31,7 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     with _default_interrupt():
-        return cli_main(["moshi-rs", *arguments])
+        return cli_main(["moshi-rs", *arguments], _chat)
+
+
+def _chat(options: dict[str, Any], open_session: _OpenSession | None) -> int:
+    from moshi_rs import chat  # NumPy and the sound devices are for this command only.
+
+    return chat.run(options, open_session)
 
 
 @contextlib.contextmanager

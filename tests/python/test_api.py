@@ -342,7 +342,7 @@ def test_command_line_runs_as_a_module() -> None:
 def test_interrupts_end_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
 
-    def command(arguments: list[str]) -> int:
+    def command(arguments: list[str], _chat: object) -> int:
         seen.extend([arguments, signal.getsignal(signal.SIGINT)])
         return 3
 

@@ -1,19 +1,22 @@
 //! The command line, run in-process: exit codes and files.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use moshi_audio::{AudioReader, read_mono};
+use moshi_cli::ChatRequest;
 use moshi_core::checkpoint::TensorFile;
 
 use crate::support::models::{FRAME, TinyRepo};
 use crate::support::{golden, repository};
 
-fn run<I: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = I>) -> i32 {
-    let program = [OsString::from("moshi-rs")];
-    moshi_cli::main_from(
-        program.into_iter().chain(args.into_iter().map(|a| a.as_ref().to_owned())).collect(),
-    )
+fn run<I: AsRef<OsStr>>(args: impl IntoIterator<Item = I>) -> i32 {
+    moshi_cli::main_from(arguments(args), None)
+}
+
+fn arguments<I: AsRef<OsStr>>(args: impl IntoIterator<Item = I>) -> Vec<OsString> {
+    let program = OsString::from("moshi-rs");
+    std::iter::once(program).chain(args.into_iter().map(|a| a.as_ref().to_owned())).collect()
 }
 
 /// Arguments of mixed kinds.
@@ -44,6 +47,37 @@ fn help_and_bad_usage_have_their_codes() {
     assert_eq!(run(["run", "a.wav", "--model", "m", "--stereo"]), 2, "stereo needs an output");
     assert_eq!(run(["run", "a.wav", "--model", "m", "--pad=-1"]), 2);
     assert_eq!(run(["run", "a.wav", "--model", "m", "--device", "abacus"]), 2);
+}
+
+#[test]
+fn chat_leaves_the_devices_to_its_caller() {
+    let model = golden("dialogue_repo");
+    let mut requests = Vec::new();
+    let mut chat = |request: ChatRequest| {
+        requests.push(request);
+        7
+    };
+    let listing = arguments(args!["chat", "--list-devices"]);
+    assert_eq!(moshi_cli::main_from(listing, Some(&mut chat)), 7);
+    let talking = args!["chat", "--model", &model, "--input-device", "usb", "--seed", "3"];
+    assert_eq!(moshi_cli::main_from(arguments(talking), Some(&mut chat)), 7);
+
+    let [listing, talking] = &requests[..] else { panic!("{requests:?}") };
+    assert!(listing.opener.is_none());
+    assert_eq!(talking.input_device.as_deref(), Some("usb"));
+    assert_eq!(talking.output_device, None);
+    let (model, session) = talking.opener.as_ref().unwrap().open().unwrap();
+    assert_eq!(model.info().frame_samples, 1920);
+    assert_eq!(session.seed(), 3);
+}
+
+#[test]
+fn chat_needs_a_model_and_devices() {
+    assert_eq!(run(["chat", "--model", "m"]), 2, "nobody has the devices");
+    let mut chat = |_: ChatRequest| panic!("bad usage is not passed on");
+    for bad in [&["chat"][..], &["chat", "--list-devices", "--model", "m"]] {
+        assert_eq!(moshi_cli::main_from(arguments(bad), Some(&mut chat)), 2, "{bad:?}");
+    }
 }
 
 #[test]

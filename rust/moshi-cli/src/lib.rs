@@ -13,11 +13,14 @@ use std::ffi::OsString;
 use clap::Parser;
 use clap::error::ErrorKind;
 
+pub use commands::chat::{Chat, ChatRequest, SessionOpener};
 pub use output::CliError;
 
 /// Runs the command line `args` (program name first) and returns the exit code: 0 fine, 1 a check
 /// fell short, 2 usage or config, 3 checkpoint, 4 device, 5 input, 130 interrupted.
-pub fn main_from(args: Vec<OsString>) -> i32 {
+///
+/// `chat` holds the conversation of the command `chat`; without it, that command is an error.
+pub fn main_from(args: Vec<OsString>, chat: Option<Chat<'_>>) -> i32 {
     let cli = match options::Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -28,7 +31,7 @@ pub fn main_from(args: Vec<OsString>) -> i32 {
         }
     };
     output::init_logging(cli.verbose);
-    match commands::run(cli.command) {
+    match commands::run(cli.command, chat) {
         Ok(code) => code,
         Err(error) => output::report(&error),
     }

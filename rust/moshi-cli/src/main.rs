@@ -4,6 +4,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let code = moshi_cli::main_from(std::env::args_os().collect());
+    let code = moshi_cli::main_from(std::env::args_os().collect(), None);
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

@@ -29,6 +29,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Stream an audio file through a model, as if it were spoken to it.
     Run(RunArgs),
+    /// Talk with a model through microphone and loudspeaker. Ctrl-C ends the conversation.
+    Chat(ChatArgs),
     /// Turn audio into Mimi tokens.
     Encode(EncodeArgs),
     /// Turn Mimi tokens into audio.
@@ -112,15 +114,27 @@ pub(crate) struct RunArgs {
     /// Write the model's audio to this wav file.
     #[arg(short, long)]
     pub(crate) output: Option<PathBuf>,
-    /// Model folder: config.json and the files that it names.
-    #[arg(short, long)]
-    pub(crate) model: PathBuf,
     /// Write the user on the left and the model on the right channel.
     #[arg(long, requires = "output")]
     pub(crate) stereo: bool,
     /// Silence to add after the input, in seconds, so that the model can finish.
     #[arg(long, default_value_t = 0.0, value_name = "SECONDS")]
     pub(crate) pad: f64,
+    /// Print one JSON object instead of text and timings.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) speech: SpeechArgs,
+}
+
+/// Which model speaks, and how.
+// Which arguments are there if these are: clap does not find out where arguments are nested.
+#[derive(Debug, Clone, Args)]
+#[group(args = ["model"])]
+pub(crate) struct SpeechArgs {
+    /// Model folder: config.json and the files that it names.
+    #[arg(short, long)]
+    pub(crate) model: PathBuf,
     /// Seed of the draws: the same seed, input and model give the same output.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
@@ -142,14 +156,11 @@ pub(crate) struct RunArgs {
     /// LoRA adapter to fuse into the language model, in place of the one that the config names.
     #[arg(long, value_name = "FILE")]
     pub(crate) lora: Option<PathBuf>,
-    /// Print one JSON object instead of text and timings.
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
 }
 
-impl RunArgs {
+impl SpeechArgs {
     pub(crate) fn load_options(&self) -> LoadOptions {
         LoadOptions {
             device: self.compute.device(),
@@ -164,6 +175,25 @@ impl RunArgs {
             lora: self.lora.clone(),
         }
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// Microphone: its number in --list-devices, or a part of its name.
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) input_device: Option<String>,
+    /// Loudspeaker: its number in --list-devices, or a part of its name.
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) output_device: Option<String>,
+    /// List the sound devices and stop.
+    #[arg(long, exclusive = true)]
+    pub(crate) list_devices: bool,
+    /// Write the conversation to this wav file: the user on the left, the model on the right.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
+    /// Missing only beside --list-devices.
+    #[command(flatten)]
+    pub(crate) speech: Option<SpeechArgs>,
 }
 
 /// Which codec to use.

@@ -122,6 +122,11 @@ impl Loading {
         }
         Self { bar, quiet }
     }
+
+    /// Takes the bar away.
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
 }
 
 impl LoadObserver for Loading {
@@ -139,6 +144,6 @@ impl LoadObserver for Loading {
 
 impl Drop for Loading {
     fn drop(&mut self) {
-        self.bar.finish_and_clear();
+        self.finish();
     }
 }

@@ -8,6 +8,7 @@
 mod array;
 mod batch;
 mod build_info;
+mod cli;
 mod errors;
 mod language_model;
 mod lm_stream;
@@ -22,12 +23,12 @@ mod session;
 /// Streaming inference of Kyutai's Moshi family, the native part.
 #[pyo3::pymodule(gil_used = true)]
 mod _core {
-    use std::ffi::OsString;
-
     use pyo3::prelude::*;
 
     #[pymodule_export]
     use crate::build_info::build_info;
+    #[pymodule_export]
+    use crate::cli::cli_main;
     #[pymodule_export]
     use crate::language_model::LanguageModel;
     #[pymodule_export]
@@ -40,21 +41,6 @@ mod _core {
     use crate::model::StreamingModel;
     #[pymodule_export]
     use crate::session::{Session, step_batch};
-
-    use crate::runtime;
-
-    /// Runs the command line.
-    ///
-    /// Args:
-    ///     args: Program name, then arguments.
-    ///
-    /// Returns:
-    ///     The exit code: 0 fine, 1 a check fell short, 2 usage or config, 3 checkpoint,
-    ///     4 device, 5 input, 130 interrupted.
-    #[pyfunction]
-    fn cli_main(py: Python<'_>, args: Vec<OsString>) -> PyResult<i32> {
-        runtime::enter(py, || Ok(moshi_cli::main_from(args)))
-    }
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -23,6 +23,13 @@ pub(crate) struct StreamingModel {
     default_session: Exclusive<Option<moshi_core::Session>>,
 }
 
+impl StreamingModel {
+    /// `seed` is that of the default session.
+    pub(crate) fn new(model: Arc<Model>, seed: Option<u64>) -> Self {
+        Self { model, seed, default_session: Exclusive::new("model's default session", None) }
+    }
+}
+
 #[pymethods]
 impl StreamingModel {
     /// Loads a model folder.
@@ -83,7 +90,7 @@ impl StreamingModel {
         };
         let seed = options::seed(seed)?;
         let model = runtime::enter(py, || Model::load(&path, &options))?;
-        Ok(Self { model, seed, default_session: Exclusive::new("model's default session", None) })
+        Ok(Self::new(model, seed))
     }
 
     /// Steps one frame of the default session: 80 ms in, 80 ms out.

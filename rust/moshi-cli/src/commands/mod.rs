@@ -1,17 +1,21 @@
 //! One module per command.
 
+pub(crate) mod chat;
 mod codec;
 mod info;
 mod run;
 mod verify;
 
+use chat::Chat;
+
 use crate::options::Command;
 use crate::output::Result;
 
 /// Runs a command and gives its exit code.
-pub(crate) fn run(command: Command) -> Result<i32> {
+pub(crate) fn run(command: Command, chat: Option<Chat<'_>>) -> Result<i32> {
     match command {
         Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::chat(args, chat),
         Command::Encode(args) => codec::encode(&args),
         Command::Decode(args) => codec::decode(&args),
         Command::Info(args) => info::info(&args),

@@ -1,5 +1,6 @@
 //! `moshi-rs run`: an audio file through the step loop.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use moshi_audio::{AudioReader, MonoReader, WavWriter};
@@ -9,7 +10,7 @@ use moshi_core::{Model, Session, SessionOptions};
 use serde_json::json;
 
 use crate::interrupt::{EXIT_INTERRUPTED, Watch};
-use crate::options::RunArgs;
+use crate::options::{RunArgs, SpeechArgs};
 use crate::output::{CliError, Loading, Result, line, progress, text};
 
 /// Ten minutes: enough for any last word, and a bound on a mistyped number.
@@ -22,10 +23,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<i32> {
     }
     // A mistyped name should not cost the loading of a model.
     drop(AudioReader::open(&args.input)?);
-    let repo = Repo::open(&args.model)?;
-    let model = Model::open(&repo, &args.load_options(), &Loading::new(args.json))?;
+    let (model, mut session) = open(&args.speech, &Loading::new(args.json))?;
     let info = model.info().clone();
-    let mut session = Session::new(&model, &session_options(args, &model))?;
     let rate = info.sample_rate_hz as u32;
     let mut reader = MonoReader::open(&args.input, rate)?;
     let channels = if args.stereo { 2 } else { 1 };
@@ -73,7 +72,13 @@ pub(crate) fn run(args: &RunArgs) -> Result<i32> {
     Ok(if watch.requested() { EXIT_INTERRUPTED } else { 0 })
 }
 
-fn session_options(args: &RunArgs, model: &Model) -> SessionOptions {
+/// Loads the model and opens a session as the options say.
+pub(crate) fn open(
+    args: &SpeechArgs,
+    loading: &Loading,
+) -> moshi_core::Result<(Arc<Model>, Session)> {
+    let model = Model::open(&Repo::open(&args.model)?, &args.load_options(), loading)?;
+    loading.finish();
     let default = model.default_sampling();
     let sampling = Sampling {
         temperature: args.temperature.unwrap_or(default.temperature),
@@ -81,7 +86,10 @@ fn session_options(args: &RunArgs, model: &Model) -> SessionOptions {
         top_k: args.top_k.unwrap_or(default.top_k),
         top_k_text: args.top_k_text.unwrap_or(default.top_k_text),
     };
-    SessionOptions { seed: args.seed, sampling: Some(sampling), ..SessionOptions::default() }
+    let options =
+        SessionOptions { seed: args.seed, sampling: Some(sampling), ..SessionOptions::default() };
+    let session = Session::new(&model, &options)?;
+    Ok((model, session))
 }
 
 /// User left, model right; or the model alone.
