@@ -23,6 +23,7 @@ use crate::support::{Dice, assert_close, golden, is_exact};
 executors!(
     split_projections_give_the_same_tokens,
     candle_layout_gives_the_same_tokens,
+    mlx_layout_gives_the_same_tokens,
     gguf_floats_give_the_same_tokens,
     candle_layout_refuses_what_it_cannot_hold,
     blocks_equal_their_decoded_values,
@@ -83,6 +84,18 @@ fn candle_layout_gives_the_same_tokens<E: Executor>(exec: &E) {
         let folder = case_with(case, "candle.safetensors", |tensors, path| {
             let converted = tensors.candle(&schedule);
             assert!(converted.0.contains_key("depformer.1.emb.weight"), "{case}");
+            converted.write(path, Dtype::F32);
+        });
+        assert_passes(verify_case(exec, folder.path()), case);
+    }
+}
+
+fn mlx_layout_gives_the_same_tokens<E: Executor>(exec: &E) {
+    for case in CASES.into_iter().chain(["stt"]) {
+        let schedule = depth_schedule(case);
+        let folder = case_with(case, "mlx.safetensors", |tensors, path| {
+            let converted = tensors.mlx(&schedule);
+            assert!(converted.0.contains_key("out_norm.weight"), "{case}");
             converted.write(path, Dtype::F32);
         });
         assert_passes(verify_case(exec, folder.path()), case);

@@ -325,8 +325,7 @@ fn other_kinds_of_files_are_named() {
         file.tensors(&tensors)
     };
     for (name, kind) in [
-        ("audio_embs.0.weight", "MLX"),
-        ("depformer.slices.0.linear_in.weight", "MLX"),
+        ("text_linear.scales", "MLX"),
         ("text_linear.weight_scb", "int8"),
         ("llm.text_emb.weight", "MoshiVis"),
         ("text_linear.lora_A.weight", "LoRA"),

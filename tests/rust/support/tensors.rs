@@ -165,6 +165,24 @@ impl Tensors {
     }
 }
 
+impl Tensors {
+    /// As [`Tensors::candle`], in the spelling of MLX, norms of one axis.
+    pub(crate) fn mlx(&self, schedule: &[usize]) -> Self {
+        let mut out = Self::default();
+        for (name, mut tensor) in self.candle(schedule).0 {
+            let depth = name.strip_prefix("depformer.").map(|n| format!("depformer.slices.{n}"));
+            let audio = name.strip_prefix("emb.").map(|n| format!("audio_embs.{n}"));
+            let name = depth.or(audio).unwrap_or(name);
+            let name = name.replace("in_proj_weight", "in_proj.weight");
+            if name.ends_with("alpha") {
+                tensor.shape = vec![tensor.data.len()];
+            }
+            out.insert(&name.replace("alpha", "weight"), tensor);
+        }
+        out
+    }
+}
+
 fn candle_names(
     name: &str,
     tensor: &Tensor,

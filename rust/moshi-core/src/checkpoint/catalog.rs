@@ -72,7 +72,7 @@ pub struct Catalog<'f> {
 
 impl<'f> Catalog<'f> {
     /// Catalogue of a language model: in the PyTorch layout, packed or split projections, or in
-    /// Candle's, with one depth transformer for every codebook.
+    /// those of Candle and MLX, with one depth transformer for every codebook.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] for a layout that this engine does not read.
@@ -142,9 +142,9 @@ impl<'f> Catalog<'f> {
             match self.entries.get(&tensor.name) {
                 None if tensor.required => {
                     let why = if self.layout.lacks(&tensor.name) {
-                        " (the Candle layout cannot hold it)"
+                        format!(" (the {} layout cannot hold it)", self.layout.name())
                     } else {
-                        ""
+                        String::new()
                     };
                     let missing = format!("{} {:?}{why}", tensor.name, tensor.shapes[0]);
                     problems.missing.push(missing);

@@ -17,12 +17,17 @@ pub enum Layout {
     /// The Rust crate's on Candle: one depth transformer for every codebook, whether or not
     /// codebooks share weights.
     Candle,
+    /// The MLX package's: Candle's with other names for embeddings, slices and norms.
+    Mlx,
 }
 
 impl Layout {
     /// The layout of a file. A model without depth transformer has the same names in both.
     pub fn of(file: &TensorFile) -> Self {
-        if file.tensors().contains_key("depformer.0.linear_in.weight") {
+        let has = |name| file.tensors().contains_key(name);
+        if has("audio_embs.0.weight") || has("depformer.slices.0.linear_in.weight") {
+            Self::Mlx
+        } else if has("depformer.0.linear_in.weight") {
             Self::Candle
         } else {
             Self::PyTorch
@@ -32,7 +37,20 @@ impl Layout {
     /// True for canonical tensors that files of this layout have no name for.
     pub fn lacks(self, name: &str) -> bool {
         let demux = name.ends_with("emb.out1.weight") || name.ends_with("emb.out2.weight");
-        self == Self::Candle && (demux || name.starts_with("depformer_norms."))
+        match self {
+            Self::PyTorch => false,
+            Self::Candle => demux || name.starts_with("depformer_norms."),
+            Self::Mlx => name.starts_with("depformer_norms."),
+        }
+    }
+
+    /// Name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PyTorch => "PyTorch",
+            Self::Candle => "Candle",
+            Self::Mlx => "MLX",
+        }
     }
 }
 
@@ -45,9 +63,11 @@ pub(in crate::checkpoint) fn language_model(
     let layout = Layout::of(file);
     let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
     for (name, info) in file.tensors() {
-        let renamed = match depth_of_candle(name, config).filter(|_| layout == Layout::Candle) {
+        let spelled = if layout == Layout::Mlx { candle_spelling(name) } else { name.clone() };
+        let slices = layout != Layout::PyTorch;
+        let renamed = match depth_of_candle(&spelled, config).filter(|_| slices) {
             Some(canonical) => Ok(vec![(canonical, whole(name, &info.shape))]),
-            None => pytorch(name, &info.shape, config),
+            None => pytorch(&spelled, name, &info.shape, config),
         };
         let renamed = match renamed {
             Ok(renamed) => renamed,
@@ -61,7 +81,7 @@ pub(in crate::checkpoint) fn language_model(
                 entries.insert(canonical, entry);
                 continue;
             };
-            let copied = layout == Layout::Candle && name.starts_with("depformer.");
+            let copied = slices && name.starts_with("depformer.");
             match first.pieces.as_slice() {
                 [Piece::Rows { tensor, .. }] if copied => {
                     if !same_content(file, tensor, name) {
@@ -78,6 +98,20 @@ pub(in crate::checkpoint) fn language_model(
     }
     join_cross_projections(&mut entries);
     entries
+}
+
+/// MLX's name in Candle's spelling.
+fn candle_spelling(name: &str) -> String {
+    if let Some(rest) = name.strip_prefix("audio_embs.") {
+        return format!("emb.{rest}");
+    }
+    let name = name.replacen("depformer.slices.", "depformer.", 1);
+    for norm in ["norm1", "norm2", "out_norm"] {
+        if let Some(prefix) = name.strip_suffix(&format!("{norm}.weight")) {
+            return format!("{prefix}{norm}.alpha");
+        }
+    }
+    name
 }
 
 /// Canonical name of a tensor of the depth transformer of one codebook. Codebooks that share a
@@ -141,24 +175,30 @@ fn join_cross_projections(entries: &mut BTreeMap<String, Entry>) {
     }
 }
 
-/// Splits packed projections; everything else keeps its name.
-fn pytorch(name: &str, shape: &[usize], config: &LmConfig) -> Result<Renamed, String> {
+/// Splits packed projections; everything else keeps its name. `name` is spelled as PyTorch does,
+/// `tensor` as the file does.
+fn pytorch(
+    name: &str,
+    tensor: &str,
+    shape: &[usize],
+    config: &LmConfig,
+) -> Result<Renamed, String> {
     let Some((prefix, split)) = packed_projection(name, "weight") else {
-        return Ok(vec![(name.into(), whole(name, shape))]);
+        return Ok(vec![(name.into(), whole(tensor, shape))]);
     };
     let sets = weight_sets(name, config);
     let &[rows, _] = shape else {
-        return Err(format!("{name}: expected a matrix, got {shape:?}"));
+        return Err(format!("{tensor}: expected a matrix, got {shape:?}"));
     };
     if !rows.is_multiple_of(sets) {
-        return Err(format!("{name}: {rows} rows do not divide by {sets} weight sets"));
+        return Err(format!("{tensor}: {rows} rows do not divide by {sets} weight sets"));
     }
     let each = rows / sets;
     let entries = (0..sets).map(|set| {
         let mut shape = shape.to_vec();
         shape[0] = each;
         let rows = set * each..(set + 1) * each;
-        let pieces = vec![Piece::Rows { tensor: name.into(), rows }];
+        let pieces = vec![Piece::Rows { tensor: tensor.into(), rows }];
         (format!("{prefix}{split}{set}.weight"), Entry { shape, pieces })
     });
     Ok(entries.collect())
