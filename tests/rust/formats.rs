@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use moshi_cli::verify::{CaseReport, verify_case};
-use moshi_core::checkpoint::{Container, Encoding, TensorFile, layout};
+use moshi_core::checkpoint::{Catalog, Container, Encoding, TensorFile, layout};
 use moshi_core::config::LmConfig;
 use moshi_core::exec::{BlockFormat, Executor, Scalar};
 use moshi_core::lm::{
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::support::gguf::{Gguf, Kind};
 use crate::support::models::{TinyRepo, config, greedy, weights};
-use crate::support::tensors::Tensors;
+use crate::support::tensors::{Raw, Tensor, Tensors};
 use crate::support::{Dice, assert_close, golden, is_exact};
 
 executors!(
@@ -28,6 +28,8 @@ executors!(
     candle_layout_refuses_what_it_cannot_hold,
     blocks_equal_their_decoded_values,
     every_float_checkpoint_can_be_stored_in_few_bits,
+    integers_with_scales_equal_their_values,
+    scales_that_do_not_fit_are_refused,
     adapters_apply_in_every_spelling,
     adapters_bring_embeddings,
 );
@@ -338,6 +340,153 @@ fn adapters_bring_embeddings<E: Executor>(exec: &E) {
         panic!("an unknown embedding loads")
     };
     assert!(problems.unexpected[0].contains("text_emb.other"), "{problems:?}");
+}
+
+/// Rows of 8-bit integers with a scale each, as the PyTorch package stores them, and their values.
+fn in_eight_bits(tensors: &Tensors) -> (Raw, Tensors) {
+    let (mut stored, mut values) = (Raw::default(), Tensors::default());
+    for (name, tensor) in &tensors.0 {
+        let linear = tensor.shape.len() == 2 && !name.contains("emb");
+        if !linear {
+            stored.floats(name, tensor);
+            values.insert(name, tensor.clone());
+            continue;
+        }
+        let cols = tensor.shape[1];
+        let rows = tensor.data.chunks_exact(cols);
+        let scales: Vec<f32> =
+            rows.clone().map(|row| row.iter().fold(0.0, |m: f32, v| m.max(v.abs()))).collect();
+        let integers: Vec<i8> = rows
+            .zip(&scales)
+            .flat_map(|(row, scale)| row.iter().map(move |v| (v * 127.0 / scale).round() as i8))
+            .collect();
+        let decoded = integers
+            .chunks_exact(cols)
+            .zip(&scales)
+            .flat_map(|(row, scale)| row.iter().map(move |&q| f32::from(q) * scale / 127.0));
+        values.insert(name, Tensor::new(&tensor.shape, decoded.collect()));
+        let bytes = integers.iter().map(|q| q.cast_unsigned()).collect();
+        stored.push(name, Dtype::I8, tensor.shape.clone(), bytes);
+        let scales = Tensor::new(&[scales.len()], scales);
+        stored.floats(&format!("{name}_scb"), &scales);
+    }
+    (stored, values)
+}
+
+/// Four bits in groups of 32 with scale and offset, as MLX stores them, and their values.
+fn in_four_bits(tensors: &Tensors) -> (Raw, Tensors) {
+    let (mut stored, mut values) = (Raw::default(), Tensors::default());
+    for (name, tensor) in &tensors.0 {
+        let Some(base) = name.strip_suffix(".weight").filter(|_| tensor.shape.len() == 2) else {
+            stored.floats(name, tensor);
+            values.insert(name, tensor.clone());
+            continue;
+        };
+        let (mut nibbles, mut decoded) = (Vec::new(), Vec::new());
+        let (mut scales, mut offsets) = (Vec::new(), Vec::new());
+        for group in tensor.data.chunks_exact(32) {
+            let low = group.iter().copied().fold(f32::INFINITY, f32::min);
+            let high = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let scale = (high - low) / 15.0;
+            scales.push(scale);
+            offsets.push(low);
+            for value in group {
+                let q = ((value - low) / scale).round() as u8;
+                nibbles.push(q);
+                decoded.push(f32::from(q) * scale + low);
+            }
+        }
+        values.insert(name, Tensor::new(&tensor.shape, decoded));
+        let bytes = nibbles.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4).collect();
+        let [rows, cols] = [tensor.shape[0], tensor.shape[1]];
+        stored.push(name, Dtype::U32, vec![rows, cols / 8], bytes);
+        for (part, data) in [("scales", scales), ("biases", offsets)] {
+            stored.floats(&format!("{base}.{part}"), &Tensor::new(&[rows, cols / 32], data));
+        }
+    }
+    (stored, values)
+}
+
+fn integers_with_scales_equal_their_values<E: Executor>(exec: &E) {
+    let config = wide_config();
+    let schedule = config.depth.as_ref().unwrap().schedule.clone();
+    let pytorch = wide_weights(&config).packed(2);
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for ((stored, values), dtype) in [
+        (in_eight_bits(&pytorch), WeightType::Q8),
+        (in_four_bits(&pytorch.mlx(&schedule)), WeightType::Q4),
+    ] {
+        stored.write(&path("stored.safetensors"));
+        values.write(&path("values.safetensors"), Dtype::F32);
+        let load = |name: &str, dtype| {
+            let options = LmOptions { dtype, ..LmOptions::default() };
+            LanguageModel::load(exec, &path(name), &config, &options).unwrap()
+        };
+        let floats = load("values.safetensors", None);
+        assert_same_steps(exec, &load("stored.safetensors", Some(WeightType::F32)), &floats);
+        let few = load("stored.safetensors", None);
+        assert_eq!(few.dtype(), dtype);
+        let (a, b) = (&steps(&few, 1)[0].text_logits, &steps(&floats, 1)[0].text_logits);
+        assert_close(a, b, 0.03);
+    }
+}
+
+fn scales_that_do_not_fit_are_refused<E: Executor>(exec: &E) {
+    let config = wide_config();
+    let schedule = config.depth.as_ref().unwrap().schedule.clone();
+    let pytorch = wide_weights(&config).packed(2);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let refused = |stored: &Raw, expected: &str| {
+        stored.write(&path);
+        match LanguageModel::load(exec, &path, &config, &LmOptions::default()).map(drop) {
+            Err(Error::Tensors { problems, .. }) => {
+                let all = problems.to_string();
+                assert!(all.contains(expected), "{expected}: {all}");
+            }
+            other => panic!("{expected}: {other:?}"),
+        }
+    };
+    let (mut eight, _) = in_eight_bits(&pytorch);
+    eight.get("text_linear.weight_scb").1[0] -= 1;
+    eight.get("text_linear.weight_scb").2.truncate(49 * 4);
+    refused(&eight, "text_linear.weight_scb: does not fit");
+    let (mut eight, _) = in_eight_bits(&pytorch);
+    eight.0.remove("text_linear.weight_scb");
+    refused(&eight, "text_linear.weight: expected F32, F16 or BF16, got I8");
+    let (mut four, _) = in_four_bits(&pytorch.mlx(&schedule));
+    let name = "transformer.layers.1.gating.linear_out";
+    four.get(&format!("{name}.biases")).1 = vec![16, 256];
+    refused(&four, "transformer.layers.1.gating.linear_out.weight: does not fit");
+    let (mut four, _) = in_four_bits(&pytorch.mlx(&schedule));
+    four.get("text_linear.scales").1 = vec![50 * 8];
+    four.get("text_linear.biases").1 = vec![50 * 8];
+    refused(&four, "text_linear.scales: no known way");
+}
+
+#[test]
+fn integers_equal_those_of_mlx() {
+    let mut json = config();
+    json["dim"] = json!(64);
+    let config = LmConfig::from_json("config.json", &json.to_string()).unwrap();
+    for bits in [4, 8] {
+        let file = TensorFile::open(&golden(&format!("mlx_{bits}_bits.safetensors"))).unwrap();
+        let catalog = Catalog::language_model(&file, &config).unwrap();
+        for (base, canonical) in [
+            ("text_linear", "text_linear.weight"),
+            ("audio_embs.0", "emb.0.weight"),
+            ("depformer.slices.0.linear_in", "depformer_in.0.weight"),
+            (
+                "transformer.layers.0.self_attn.in_proj",
+                "transformer.layers.0.self_attn.in_projs.0.weight",
+            ),
+        ] {
+            let expected = file.read_f32(&format!("{base}.values")).unwrap();
+            assert_close(&catalog.read(canonical).unwrap(), &expected, 1e-6);
+            assert_eq!(catalog.shape(canonical).unwrap()[1], 64);
+        }
+    }
 }
 
 #[test]

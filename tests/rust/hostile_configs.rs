@@ -58,7 +58,6 @@ fn unreleased_language_models_are_refused() {
         ("positional_scale", json!(0.5)),
         ("norm_emb", json!(true)),
         ("bias_proj", json!(true)),
-        ("quantize", json!(true)),
         ("depformer_multi_linear", json!(false)),
         ("depformer_multi_linear", json!("absent")),
         ("depformer_weights_per_step", json!(false)),

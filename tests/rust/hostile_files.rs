@@ -325,8 +325,6 @@ fn other_kinds_of_files_are_named() {
         file.tensors(&tensors)
     };
     for (name, kind) in [
-        ("text_linear.scales", "MLX"),
-        ("text_linear.weight_scb", "int8"),
         ("llm.text_emb.weight", "MoshiVis"),
         ("text_linear.lora_A.weight", "LoRA"),
         ("model.layers.0.mlp.up_proj.weight", "transformers"),

@@ -109,6 +109,31 @@ impl Tensors {
     }
 }
 
+/// Tensors of any type, as bytes.
+#[derive(Default)]
+pub(crate) struct Raw(pub(crate) BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>);
+
+impl Raw {
+    pub(crate) fn push(&mut self, name: &str, dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) {
+        self.0.insert(name.into(), (dtype, shape, bytes));
+    }
+
+    pub(crate) fn floats(&mut self, name: &str, tensor: &Tensor) {
+        self.push(name, Dtype::F32, tensor.shape.clone(), encode(&tensor.data, Dtype::F32));
+    }
+
+    pub(crate) fn get(&mut self, name: &str) -> &mut (Dtype, Vec<usize>, Vec<u8>) {
+        self.0.get_mut(name).unwrap_or_else(|| panic!("no tensor {name}"))
+    }
+
+    pub(crate) fn write(&self, path: &Path) {
+        let views = self.0.iter().map(|(name, (dtype, shape, bytes))| {
+            (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        });
+        serialize_to_file(views, None, path).unwrap();
+    }
+}
+
 /// Projections that are packed or split.
 const PROJECTIONS: [(&str, &str); 2] =
     [(".in_proj_weight", ".in_projs"), (".out_proj.weight", ".out_projs")];

@@ -11,7 +11,7 @@ use super::names::{self, Layout};
 use super::{Encoding, Lora, TensorFile};
 use crate::config::LmConfig;
 use crate::error::{Error, Result, TensorProblems};
-use crate::exec::{HostMatrix, HostValues, Storage};
+use crate::exec::{BlockFormat, HostMatrix, HostValues, Storage};
 
 /// A tensor that a config asks for.
 #[derive(Clone, Debug)]
@@ -48,10 +48,23 @@ impl Expected {
 pub(super) enum Piece {
     /// Some rows of a tensor.
     Rows { tensor: String, rows: Range<usize> },
+    /// Some rows of 8-bit integers, each row with a scale of its own: `q s / 127`.
+    Scaled { tensor: String, scales: String, rows: Range<usize> },
+    /// Some rows of packed integers, groups of a row with a scale and an offset: `q s + b`.
+    Affine { tensor: String, scales: String, offsets: String, rows: Range<usize>, affine: Affine },
     /// A projection whose rows within each head are even ones, then odd ones: interleaved back.
     Interleave { tensor: String, num_heads: usize },
     /// A weight-normalised convolution: `gain * direction / |direction|`, norms per first axis.
     WeightNorm { gain: String, direction: String },
+}
+
+/// How integers are packed into words and grouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Affine {
+    /// 4 or 8.
+    pub(super) bits: usize,
+    /// Values that share scale and offset.
+    pub(super) group: usize,
 }
 
 #[derive(Debug)]
@@ -174,7 +187,12 @@ impl<'f> Catalog<'f> {
                 entry.shape
             ));
         }
-        for name in entry.pieces.iter().flat_map(Piece::tensors) {
+        // Scaled integers have been checked against their scales.
+        let floats = entry
+            .pieces
+            .iter()
+            .filter(|piece| !matches!(piece, Piece::Scaled { .. } | Piece::Affine { .. }));
+        for name in floats.flat_map(Piece::tensors) {
             let encoding = self.file.tensors()[name].encoding;
             if !encoding.is_float() && !tensor.name.ends_with("_initialized") {
                 problems
@@ -251,13 +269,28 @@ impl<'f> Catalog<'f> {
         let Some(entry) = self.entries.get(name).filter(|_| !changed) else { return Storage::F32 };
         let encodings = entry.pieces.iter().map(|piece| match piece {
             Piece::Rows { tensor, .. } => Some(self.file.tensors()[tensor].encoding),
-            Piece::Interleave { .. } | Piece::WeightNorm { .. } => None,
+            _ => None,
         });
         let common = encodings.reduce(|a, b| a.filter(|_| a == b)).flatten();
         match common {
             Some(Encoding::Plain(Dtype::BF16)) => Storage::Bf16,
             Some(Encoding::Blocks(format)) => Storage::Blocks(format),
             _ => Storage::F32,
+        }
+    }
+
+    /// The storage of about as many bits as the file spends on a canonical matrix: as
+    /// [`Catalog::storage`], or blocks of 8 or 4 bits for integers with scales.
+    pub fn nearest_storage(&self, name: &str) -> Storage {
+        let changed = self.lora.is_some_and(|lora| lora.changes(name));
+        let first = self.entries.get(name).and_then(|entry| entry.pieces.first());
+        match first.filter(|_| !changed) {
+            Some(Piece::Scaled { .. }) => Storage::Blocks(BlockFormat::Q8_0),
+            Some(Piece::Affine { affine: Affine { bits: 8, .. }, .. }) => {
+                Storage::Blocks(BlockFormat::Q8_0)
+            }
+            Some(Piece::Affine { .. }) => Storage::Blocks(BlockFormat::Q4_1),
+            _ => self.storage(name),
         }
     }
 
@@ -299,6 +332,8 @@ impl Piece {
     fn tensors(&self) -> Vec<&str> {
         match self {
             Self::Rows { tensor, .. } | Self::Interleave { tensor, .. } => vec![tensor],
+            Self::Scaled { tensor, scales, .. } => vec![tensor, scales],
+            Self::Affine { tensor, scales, offsets, .. } => vec![tensor, scales, offsets],
             Self::WeightNorm { gain, direction } => vec![gain, direction],
         }
     }
@@ -306,6 +341,30 @@ impl Piece {
     fn read(&self, file: &TensorFile) -> Result<Vec<f32>> {
         match self {
             Self::Rows { tensor, rows } => file.read_rows_f32(tensor, rows.clone()),
+            Self::Scaled { tensor, scales, rows } => {
+                let scales = file.read_rows_f32(scales, rows.clone())?;
+                let (_, bytes) = file.row_bytes(tensor, rows.clone())?;
+                let width = bytes.len() / rows.len().max(1);
+                let scaled =
+                    bytes.chunks_exact(width.max(1)).zip(scales).flat_map(|(row, scale)| {
+                        row.iter().map(move |q| f32::from(q.cast_signed()) * scale / 127.0)
+                    });
+                Ok(scaled.collect())
+            }
+            Self::Affine { tensor, scales, offsets, rows, affine } => {
+                let scales = file.read_rows_f32(scales, rows.clone())?;
+                let offsets = file.read_rows_f32(offsets, rows.clone())?;
+                let (_, bytes) = file.row_bytes(tensor, rows.clone())?;
+                let integers: Vec<u8> = match affine.bits {
+                    8 => bytes.to_vec(),
+                    _ => bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]).collect(),
+                };
+                let groups = integers.chunks_exact(affine.group).zip(scales.iter().zip(&offsets));
+                let values = groups.flat_map(|(group, (scale, offset))| {
+                    group.iter().map(move |&q| f32::from(q) * scale + offset)
+                });
+                Ok(values.collect())
+            }
             Self::Interleave { tensor, num_heads } => {
                 let values = file.read_f32(tensor)?;
                 let rows = file.info(tensor)?.shape[0];

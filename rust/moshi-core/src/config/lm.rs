@@ -503,11 +503,15 @@ fn ignored_and_fixed(f: &Fields<'_>) -> Result<()> {
     f.only_flag("norm_emb", false, false)?;
     f.only_flag("bias_proj", false, false)?;
     f.only_number("positional_scale", 1.0)?;
-    if f.flag_or("quantize", false)? {
-        let reason = "the int8 layout is not supported; use the bf16 checkpoint";
-        return Err(f.error("quantize", true, reason));
-    }
-    for name in ["lora", "lora_rank", "gradient_checkpointing", "betas", "model_id", "stt_config"] {
+    for name in [
+        "quantize",
+        "lora",
+        "lora_rank",
+        "gradient_checkpointing",
+        "betas",
+        "model_id",
+        "stt_config",
+    ] {
         f.get(name);
     }
     Ok(())

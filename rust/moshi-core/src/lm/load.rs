@@ -21,7 +21,7 @@ impl<E: Executor> Loader<'_, E> {
     /// A matrix in the storage that its role and the wanted type give it.
     pub(super) fn matrix(&self, name: &str) -> Result<HostMatrix> {
         let matrix = self.catalog.matrix(name)?;
-        let storage = storage_of(name, matrix.cols, matrix.storage(), self.dtype);
+        let storage = storage_of(name, matrix.cols, self.catalog.nearest_storage(name), self.dtype);
         matrix.store(storage).ok_or_else(|| Error::Checkpoint {
             path: self.catalog.path().into(),
             reason: format!("tensor {name} has values too large for blocks of few bits"),

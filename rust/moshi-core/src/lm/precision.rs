@@ -43,7 +43,8 @@ impl WeightType {
     }
 }
 
-/// Storage of the matrix `name` of `cols` columns that the checkpoint has as `stored`.
+/// Storage of the matrix `name` of `cols` columns that the checkpoint has in something like
+/// `stored`.
 pub(super) fn storage_of(
     name: &str,
     cols: usize,
@@ -54,8 +55,12 @@ pub(super) fn storage_of(
     if name.starts_with("condition_provider.") {
         return Storage::F32;
     }
+    let fits = |storage| match storage {
+        Storage::Blocks(format) if format.bytes_of(cols).is_none() => Storage::F32,
+        fitting => fitting,
+    };
     let Some(wanted) = wanted.filter(|&wanted| wanted != WeightType::of(stored)) else {
-        return stored;
+        return fits(stored);
     };
     let embedding = name.ends_with("emb.weight")
         || name.starts_with("emb.")
@@ -70,10 +75,7 @@ pub(super) fn storage_of(
         }
         WeightType::Q8 | WeightType::Q4 => Storage::Blocks(BlockFormat::Q8_0),
     };
-    match wanted {
-        Storage::Blocks(format) if format.bytes_of(cols).is_none() => Storage::F32,
-        wanted => wanted,
-    }
+    fits(wanted)
 }
 
 /// What the weights of a catalogue will be in memory.
@@ -103,7 +105,7 @@ impl Footprint {
             };
             let matrix = shape.len() == 2;
             let storage = if matrix {
-                storage_of(name, cols, catalog.storage(name), wanted)
+                storage_of(name, cols, catalog.nearest_storage(name), wanted)
             } else {
                 Storage::F32
             };

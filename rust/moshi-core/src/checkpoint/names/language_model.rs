@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Renamed, whole};
+use super::{Renamed, quantised, whole};
 use crate::checkpoint::TensorFile;
 use crate::checkpoint::catalog::{Entry, Piece};
 use crate::config::LmConfig;
@@ -63,6 +63,9 @@ pub(in crate::checkpoint) fn language_model(
     let layout = Layout::of(file);
     let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
     for (name, info) in file.tensors() {
+        if quantised::is_companion(file, name) {
+            continue;
+        }
         let spelled = if layout == Layout::Mlx { candle_spelling(name) } else { name.clone() };
         let slices = layout != Layout::PyTorch;
         let renamed = match depth_of_candle(&spelled, config).filter(|_| slices) {
@@ -97,6 +100,7 @@ pub(in crate::checkpoint) fn language_model(
         }
     }
     join_cross_projections(&mut entries);
+    quantised::attach_scales(file, &mut entries, problems);
     entries
 }
 

@@ -2,6 +2,7 @@
 
 mod language_model;
 mod mimi;
+mod quantised;
 
 pub use language_model::Layout;
 pub(super) use language_model::{language_model, packed_projection, weight_sets};
@@ -23,18 +24,6 @@ pub(super) fn foreign_layout(file: &TensorFile) -> Option<&'static str> {
     }
     if tensors.keys().any(|name| name.starts_with("llm.")) {
         return Some("is a MoshiVis checkpoint, which this version does not run");
-    }
-    if has("text_linear.scales") {
-        return Some(
-            "is quantised by MLX; use another repository of the same model and load it with \
-             dtype \"q8\" or \"q4\"",
-        );
-    }
-    if any("_scb") {
-        return Some(
-            "is in the int8 layout; use the bf16 checkpoint of the same model and load it with \
-             dtype \"q8\"",
-        );
     }
     if has("encoder.init_conv1d.conv.conv.weight") {
         return Some("is a codec saved by MLX; use the original safetensors file");
