@@ -143,6 +143,7 @@ impl<E: Executor> LanguageModel<E> {
             ..config.clone()
         };
         let settings = format!("{identity:?} {dtype:?} {replaced:?}");
+        log::info!("language model {}: weights {dtype:?} on {}", path.display(), exec.name());
         Ok(Self {
             exec: exec.clone(),
             temporal: loader.transformer(
