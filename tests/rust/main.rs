@@ -9,6 +9,7 @@ mod support;
 
 mod batching;
 mod cli;
+mod devices;
 mod golden_vectors;
 mod hostile_configs;
 mod hostile_files;
