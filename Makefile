@@ -81,7 +81,7 @@ $(CUDA_VENV)/ready: | tools
 .PHONY: check-cuda
 check-cuda: export CUDA_HOME = $(abspath $(CUDA_VENV)/cuda)
 check-cuda: export CUDA_COMPUTE_CAP ?= 80
-check-cuda: export LD_LIBRARY_PATH := $(abspath $(CUDA_VENV)/cuda/lib):$(LD_LIBRARY_PATH)
+check-cuda: export LD_LIBRARY_PATH := $(abspath $(CUDA_VENV)/cuda/lib)$(addprefix :,$(LD_LIBRARY_PATH))
 check-cuda: export PATH := $(abspath $(CUDA_VENV)/cuda/bin):$(PATH)
 check-cuda: export CARGO_TARGET_DIR = $(abspath target/cuda)
 check-cuda: $(CUDA_VENV)/ready ## Compile with CUDA and run what needs no GPU; slow, needs 5 GB

@@ -82,8 +82,12 @@ impl Candle {
         if !candle_core::utils::metal_is_available() {
             return Err(missing_feature("metal"));
         }
-        let device = Device::new_metal(0)
-            .map_err(|e| unavailable("metal", &e.to_string(), "this Mac must have a Metal GPU"))?;
+        let unavailable =
+            |reason: &str| unavailable("metal", reason, "this Mac must have a Metal GPU");
+        // Candle panics where there is none.
+        let device = std::panic::catch_unwind(|| Device::new_metal(0))
+            .map_err(|_| unavailable("no device found"))?
+            .map_err(|e| unavailable(&e.to_string()))?;
         Ok(Self { device })
     }
 
