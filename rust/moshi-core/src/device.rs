@@ -54,7 +54,7 @@ impl Device {
     /// this machine.
     pub fn open(self, cpu: CpuExecutor) -> Result<AnyExecutor> {
         let candle = match self {
-            Self::Auto => built_devices().find_map(|device| device.open_or_warn()),
+            Self::Auto => built_devices().find_map(Self::open_or_warn),
             Self::Cpu => None,
             Self::Cuda => Some(Candle::cuda()?),
             Self::Metal => Some(Candle::metal()?),

@@ -38,6 +38,7 @@ macro_rules! executors {
 
 /// Runs a test on the GPU, unless this machine has no driver for one.
 #[cfg(feature = "cuda")]
+#[allow(clippy::print_stderr, reason = "a test that did not run must say so")]
 pub(crate) fn on_cuda(test: impl FnOnce(&moshi_core::exec::Candle)) {
     match moshi_core::exec::Candle::cuda() {
         Err(moshi_core::Error::Device { reason, .. }) if reason.contains(NO_DRIVER) => {
