@@ -8,6 +8,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT := demo-out
+CUDA_VENV ?= .venv-cuda
+CUDA_TOOLKIT := 13.0.3
+CUDA_PACKAGES := -p moshi-kernels -p moshi-core -p moshi-cli -p moshi-py -p moshi-tests
 export CARGO_TERM_COLOR ?= auto
 
 .PHONY: help
@@ -63,13 +66,38 @@ fmt: develop ## Format Rust and Python
 bench: tools ## Step times of the executors, as ratios within one run
 	cargo bench -p moshi-benches
 
+# The version of the toolkit is one that cudarc in Cargo.lock knows.
+$(CUDA_VENV)/ready: | tools
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/pip install --quiet pytest safetensors \
+		"cuda-toolkit[cccl,cublas,cudart,curand,nvcc,nvrtc]==$(CUDA_TOOLKIT)"
+	ln -sfn "$$($(CUDA_VENV)/bin/python -c 'import nvidia; print(*nvidia.__path__)')/cu13" $(CUDA_VENV)/cuda
+	cd $(CUDA_VENV)/cuda/lib && for library in *.so.*; do ln -sf $$library $${library%%.so.*}.so; done
+	@# The linker wants a library of this name, and takes nothing from it.
+	mkdir -p $(CUDA_VENV)/cuda/lib/stubs
+	echo | cc -shared -Wl,-soname,libcuda.so.1 -o $(CUDA_VENV)/cuda/lib/stubs/libcuda.so -x c -
+	touch $@
+
+.PHONY: check-cuda
+check-cuda: export CUDA_HOME = $(abspath $(CUDA_VENV)/cuda)
+check-cuda: export CUDA_COMPUTE_CAP ?= 80
+check-cuda: export LD_LIBRARY_PATH := $(abspath $(CUDA_VENV)/cuda/lib)$(addprefix :,$(LD_LIBRARY_PATH))
+check-cuda: export PATH := $(abspath $(CUDA_VENV)/cuda/bin):$(PATH)
+check-cuda: export CARGO_TARGET_DIR = $(abspath target/cuda)
+check-cuda: $(CUDA_VENV)/ready ## Compile with CUDA and run what needs no GPU; slow, needs 5 GB
+	cargo clippy --locked --features cuda --all-targets $(CUDA_PACKAGES) -- -D warnings
+	cargo test --locked --features cuda $(CUDA_PACKAGES) -- cuda devices
+	$(CUDA_VENV)/bin/pip install --quiet . \
+		--config-settings=build-args="--features cuda --profile dev"
+	$(CUDA_VENV)/bin/python -m pytest tests/python/test_devices.py
+
 .PHONY: wheel
 wheel: $(VENV)/ready ## Build a release wheel into dist/
 	$(BIN)/maturin build --release --locked --out dist
 
 .PHONY: clean
 clean: ## Remove everything that was built
-	rm -rf target $(VENV) dist $(DEMO_OUT)
+	rm -rf target $(VENV) $(CUDA_VENV) dist $(DEMO_OUT)
 
 .PHONY: tools
 tools:

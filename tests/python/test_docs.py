@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 def examples() -> list[tuple[str, str]]:
     """Page name and code: the blocks of a page build on each other."""
-    pages = ((page, BLOCK.findall(page.read_text())) for page in PAGES)
+    pages = ((page, BLOCK.findall(page.read_text(encoding="utf-8"))) for page in PAGES)
     return [(str(page.relative_to(ROOT)), "\n".join(blocks)) for page, blocks in pages if blocks]
 
 
@@ -29,7 +30,10 @@ def test_example_runs(
     name: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for entry in ("tests", "docs"):
-        (tmp_path / entry).symlink_to(ROOT / entry)
+        try:
+            (tmp_path / entry).symlink_to(ROOT / entry)
+        except OSError:  # On Windows, links are a privilege.
+            shutil.copytree(ROOT / entry, tmp_path / entry)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "example"}
     exec(compile(code, name, "exec"), namespace)

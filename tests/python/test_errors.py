@@ -64,6 +64,7 @@ def test_unknown_options_of_a_model(options: dict[str, Any], words: str) -> None
         ({"mode": "slow"}, "mode"),
         ({"window": "wide"}, "window"),
         ({"parts": "none"}, "parts"),
+        ({"device": "tpu"}, 'device is "tpu"'),
     ],
 )
 def test_unknown_options_of_a_codec(options: dict[str, Any], words: str) -> None:
@@ -326,16 +327,6 @@ def test_conditions_must_fit() -> None:
             tts.stream(conditions={**texts, "speaker_wavs": rows})
     with pytest.raises(errors.InputError, match="2 flags for 9 positions"):
         tts.stream(conditions={**texts, "speaker_wavs": (np.zeros((9, 24)), np.ones(2, bool))})
-
-
-def test_device_that_is_not_in_this_build() -> None:
-    missing = {"cuda", "metal"} - set(moshi_rs.build_info()["devices"])
-    assert missing, "no build knows both"
-    for device in sorted(missing):
-        with pytest.raises(errors.DeviceError, match=device):
-            moshi_rs.StreamingModel.load(DIALOGUE, device=device)  # type: ignore[arg-type]
-    with pytest.raises(errors.DeviceError, match="StreamingModel"):
-        moshi_rs.LanguageModel.load(GOLDEN / "moshi", device="cuda")  # type: ignore[arg-type]
 
 
 def test_results_that_nobody_pulls(model: moshi_rs.StreamingModel) -> None:

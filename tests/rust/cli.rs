@@ -121,7 +121,11 @@ fn failures_have_their_codes() {
     assert_eq!(run(hot), 5, "a setting out of range");
     let many = args!["encode", hello(), "--model", &model, "-o", &out, "--codebooks", "99"];
     assert_eq!(run(many), 5);
-    assert_eq!(run(args!["run", hello(), "--model", &model, "--device", "cuda"]), 4);
+    let foreign = if cfg!(target_os = "macos") { "cuda" } else { "metal" };
+    assert_eq!(run(args!["run", hello(), "--model", &model, "--device", foreign]), 4);
+    assert_eq!(run(args!["verify", golden("stt"), "--device", foreign]), 4);
+    let codec = args!["encode", hello(), "--model", &model, "-o", &out, "--device", foreign];
+    assert_eq!(run(codec), 4);
     assert!(!out.exists(), "a failed command leaves no file");
 
     std::fs::write(folder.path().join("codes"), "text").unwrap();

@@ -9,6 +9,7 @@ mod support;
 
 mod batching;
 mod cli;
+mod devices;
 mod formats;
 mod golden_vectors;
 mod hostile_configs;

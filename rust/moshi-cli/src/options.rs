@@ -57,7 +57,7 @@ pub(crate) struct ComputeArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DeviceArg {
-    /// The best device of this build.
+    /// The best device of this build; warns and takes the processor when this machine lacks it.
     Auto,
     /// The processor.
     Cpu,

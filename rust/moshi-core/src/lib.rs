@@ -11,6 +11,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod device;
 pub mod engine;
 pub mod error;
 pub mod exec;
@@ -22,8 +23,7 @@ pub mod session;
 pub mod snapshot;
 pub mod text;
 
+pub use device::{CpuExecutor, Device};
 pub use error::{Error, Result};
-pub use model::{
-    CpuExecutor, Device, LoadObserver, LoadOptions, Memory, Model, ModelInfo, NoObserver,
-};
+pub use model::{LoadObserver, LoadOptions, Memory, Model, ModelInfo, NoObserver};
 pub use session::{Session, SessionOptions, StepOutput, step_batch};

@@ -7,36 +7,14 @@ use std::sync::Arc;
 
 use crate::checkpoint::{Catalog, Fingerprint, Repo, TensorFile};
 use crate::config::{LmConfig, ModelType};
+use crate::device::{CpuExecutor, Device};
 use crate::engine::{Engine, SpeechEngine, default_conditions};
 use crate::error::{Error, Result};
-use crate::exec::{Candle, Executor};
+use crate::exec::Executor;
 use crate::lm::{Conditions, LanguageModel, LmFiles, LmMemory, LmOptions, Sampling, WeightType};
 use crate::mimi::{Mimi, MimiMemory, MimiOptions, MimiParts};
 use crate::text::Tokenizer;
-
-/// Where computation runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Device {
-    /// The best device of this build; the CPU unless it was built for another one.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The first CUDA device.
-    Cuda,
-    /// The default Metal device.
-    Metal,
-}
-
-/// Which implementation of the operations runs on the CPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CpuExecutor {
-    /// Plain slices; results do not depend on batch mates.
-    #[default]
-    Scalar,
-    /// Candle tensors.
-    Candle,
-}
+use crate::with_executor;
 
 /// Bytes that a model takes, known before anything is allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,53 +111,6 @@ pub struct ModelInfo {
     pub executor: String,
 }
 
-impl Device {
-    /// Picks the device of `Auto`.
-    pub fn resolve(self) -> Self {
-        match self {
-            Self::Auto if cfg!(feature = "cuda") && Candle::cuda().is_ok() => Self::Cuda,
-            Self::Auto if cfg!(feature = "metal") && Candle::metal().is_ok() => Self::Metal,
-            Self::Auto => Self::Cpu,
-            named => named,
-        }
-    }
-
-    /// Name in options and logs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-            Self::Metal => "metal",
-        }
-    }
-}
-
-/// Runs `$body` with `$exec` bound to the executor that the options ask for.
-#[macro_export]
-macro_rules! with_executor {
-    ($device:expr, $cpu:expr, $exec:ident => $body:expr) => {
-        match ($device.resolve(), $cpu) {
-            ($crate::model::Device::Cuda, _) => {
-                let $exec = $crate::exec::Candle::cuda()?;
-                $body
-            }
-            ($crate::model::Device::Metal, _) => {
-                let $exec = $crate::exec::Candle::metal()?;
-                $body
-            }
-            (_, $crate::model::CpuExecutor::Candle) => {
-                let $exec = $crate::exec::Candle::cpu();
-                $body
-            }
-            (_, $crate::model::CpuExecutor::Scalar) => {
-                let $exec = $crate::exec::Scalar;
-                $body
-            }
-        }
-    };
-}
-
 impl Model {
     /// Loads a folder laid out like a public repository, or a file in one.
     ///
@@ -198,8 +129,7 @@ impl Model {
         options: &LoadOptions,
         observer: &dyn LoadObserver,
     ) -> Result<Arc<Self>> {
-        let device = options.device.resolve();
-        with_executor!(device, options.cpu_executor, exec => {
+        with_executor!(options.device, options.cpu_executor, exec => {
             Self::from_repo(&exec, repo, options, observer)
         })
     }

@@ -29,7 +29,7 @@ impl LanguageModel {
     ///
     /// Args:
     ///     path: The folder, or the ``config.json`` in it.
-    ///     device: "auto" or "cpu".
+    ///     device: "auto" or "cpu", which are the same here.
     ///     dtype: Storage of the weights: "auto" keeps the checkpoint's type, "f32", "bf16",
     ///         "q8", "q4", as for ``StreamingModel.load``.
     ///

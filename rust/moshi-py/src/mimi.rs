@@ -43,6 +43,7 @@ impl Mimi {
     ///         that many positions (25 per second) everywhere.
     ///     threads: Upper bound of threads per call, at least 1. This version uses one.
     ///     parts: "both", or only the "encoder" or the "decoder".
+    ///     device: "auto" or "cpu", which are the same here.
     ///
     /// Returns:
     ///     The codec.
@@ -52,10 +53,13 @@ impl Mimi {
     ///     InputError: ``num_codebooks`` or ``window`` out of range.
     ///     CheckpointNotFoundError: A missing file.
     ///     CheckpointError: Weights that are damaged or do not fit the config.
+    ///     DeviceError: Another device than the CPU.
     #[staticmethod]
     #[pyo3(signature = (
-        path, *, num_codebooks=None, mode="exact", window=None, threads=None, parts="both"
-    ), text_signature = "(path, *, num_codebooks=8, mode='exact', window='moshi', threads=None, parts='both')")]
+        path, *, num_codebooks=None, mode="exact", window=None, threads=None, parts="both",
+        device="cpu"
+    ), text_signature = "(path, *, num_codebooks=8, mode='exact', window='moshi', threads=None, parts='both', device='cpu')")]
+    #[expect(clippy::too_many_arguments, reason = "one per option of the Python API")]
     fn load(
         py: Python<'_>,
         path: PathBuf,
@@ -64,8 +68,10 @@ impl Mimi {
         window: Option<&Bound<'_, PyAny>>,
         threads: Option<&Bound<'_, PyAny>>,
         parts: &str,
+        device: &str,
     ) -> PyResult<Self> {
         logging::install();
+        options::cpu_only(device)?;
         let default_codebooks = 8usize.into_pyobject(py)?.into_any();
         let default_window = PyString::new(py, "moshi").into_any();
         let options = options::mimi(

@@ -37,7 +37,8 @@ impl StreamingModel {
     /// Args:
     ///     path_or_repo: Folder laid out like a public repository: ``config.json`` and the files
     ///         that it names. This version carries no built-in model and downloads nothing.
-    ///     device: "auto", "cpu", "cuda" or "metal"; "auto" is the best device of this build.
+    ///     device: "auto", "cpu", "cuda" or "metal". "auto" is the best device of this build; when
+    ///         that is not in this machine, it logs a warning and takes the CPU.
     ///     dtype: Storage of the language model's weights: "auto" keeps the checkpoint's type,
     ///         "f32", "bf16", "q8" (8 bits and a scale for every 32 weights), "q4" (4 bits;
     ///         heads keep 8, embeddings 16).

@@ -22,8 +22,8 @@ pub(crate) fn cpu_only(name: &str) -> PyResult<()> {
         Device::Auto | Device::Cpu => Ok(()),
         Device::Cuda | Device::Metal => Err(errors::to_python(&Error::Device {
             device: name.into(),
-            reason: "codec and language model on their own run on the CPU in this version; \
-                     StreamingModel takes other devices"
+            reason: "codec and language model on their own run on the CPU in this version; use \
+                     device=\"cpu\", or StreamingModel, which takes other devices"
                 .into(),
         })),
     }

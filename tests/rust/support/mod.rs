@@ -13,7 +13,8 @@ use moshi_core::exec::Executor;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-/// Makes two tests of every generic function `fn name<E: Executor>(exec: &E)`.
+/// Makes two tests of every generic function `fn name<E: Executor>(exec: &E)`, three in a CUDA
+/// build.
 macro_rules! executors {
     ($($name:ident),+ $(,)?) => {$(
         mod $name {
@@ -26,9 +27,31 @@ macro_rules! executors {
             fn candle() {
                 super::$name(&moshi_core::exec::Candle::cpu());
             }
+
+            #[cfg(feature = "cuda")]
+            #[test]
+            fn cuda() {
+                $crate::support::on_cuda(super::$name);
+            }
         }
     )+};
 }
+
+/// Runs a test on the GPU, unless this machine has no driver for one.
+#[cfg(feature = "cuda")]
+#[allow(clippy::print_stderr, reason = "a test that did not run must say so")]
+pub(crate) fn on_cuda(test: impl FnOnce(&moshi_core::exec::Candle)) {
+    match moshi_core::exec::Candle::cuda() {
+        Err(moshi_core::Error::Device { reason, .. }) if reason.contains(NO_DRIVER) => {
+            eprintln!("not run: {reason}");
+        }
+        exec => test(&exec.unwrap()),
+    }
+}
+
+/// What the error says on a machine without NVIDIA's driver.
+#[cfg(feature = "cuda")]
+pub(crate) const NO_DRIVER: &str = "driver must be installed";
 
 /// A file or folder of the repository.
 pub(crate) fn repository(path: &str) -> PathBuf {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use moshi_core::checkpoint::TensorFile;
 use moshi_core::exec::Executor;
-use moshi_core::{CpuExecutor, Error, Result, with_executor};
+use moshi_core::{Error, Result};
 use serde_json::Value;
 
 pub use compare::{Check, Measure};
@@ -164,16 +164,4 @@ pub fn verify_case<E: Executor>(exec: &E, folder: &Path) -> Result<CaseReport> {
         checks.extend(compare::compare(&file, results)?);
     }
     Ok(CaseReport { folder: folder.into(), checks })
-}
-
-/// [`verify_case`] on the executor and device that options name.
-///
-/// # Errors
-/// As [`verify_case`], or [`Error::Device`].
-pub fn verify_on(
-    device: moshi_core::Device,
-    cpu: CpuExecutor,
-    folder: &Path,
-) -> Result<CaseReport> {
-    with_executor!(device, cpu, exec => verify_case(&exec, folder))
 }

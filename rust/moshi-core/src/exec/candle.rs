@@ -77,8 +77,11 @@ impl Candle {
         if !candle_core::utils::cuda_is_available() {
             return Err(missing_feature("cuda"));
         }
-        let device = Device::new_cuda(0)
-            .map_err(|e| Error::Device { device: "cuda".into(), reason: e.to_string() })?;
+        load_cuda_driver()?;
+        // A stream of its own: the default one is another in every thread, and a session may move
+        // from thread to thread.
+        let device = Device::new_cuda_with_stream(0)
+            .map_err(|e| unavailable("cuda", &e.to_string(), "`nvidia-smi` must list a GPU"))?;
         Ok(Self { device })
     }
 
@@ -90,8 +93,12 @@ impl Candle {
         if !candle_core::utils::metal_is_available() {
             return Err(missing_feature("metal"));
         }
-        let device = Device::new_metal(0)
-            .map_err(|e| Error::Device { device: "metal".into(), reason: e.to_string() })?;
+        let unavailable =
+            |reason: &str| unavailable("metal", reason, "this Mac must have a Metal GPU");
+        // Candle panics where there is none.
+        let device = std::panic::catch_unwind(|| Device::new_metal(0))
+            .map_err(|_| unavailable("no device found"))?
+            .map_err(|e| unavailable(&e.to_string()))?;
         Ok(Self { device })
     }
 
@@ -139,14 +146,34 @@ impl Candle {
     }
 }
 
+/// Elsewhere than on Linux the program does not start without the driver.
+#[allow(clippy::unnecessary_wraps, reason = "it can fail where the driver is looked for")]
+fn load_cuda_driver() -> Result<()> {
+    #[cfg(all(
+        feature = "cuda",
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64")
+    ))]
+    moshi_kernels::cuda_driver::load()
+        .map_err(|reason| unavailable("cuda", reason, "NVIDIA's driver must be installed"))?;
+    Ok(())
+}
+
 fn missing_feature(feature: &str) -> Error {
     Error::Device {
         device: feature.into(),
         reason: format!(
             "this build has no {feature} support; build it from source with \
-             `pip install . --config-settings=build-args=\"--features {feature}\"` or use \
-             device=\"cpu\""
+             `pip install . --config-settings=build-args=\"--features {feature}\"` or \
+             `cargo build --release -p moshi-cli --features {feature}`, or use device \"cpu\""
         ),
+    }
+}
+
+fn unavailable(device: &str, reason: &str, advice: &str) -> Error {
+    Error::Device {
+        device: device.into(),
+        reason: format!("{reason}; {advice}, or use device \"cpu\""),
     }
 }
 
@@ -277,7 +304,9 @@ impl Executor for Candle {
     }
 
     fn tail(&self, rows: usize, width: usize) -> Result<Tensor> {
-        Ok(Tensor::zeros((rows, width), DType::F32, &self.device)?)
+        // GPUs give no buffer of size 0, which a convolution without a past would ask for.
+        let zeros = Tensor::zeros((rows.max(1), width), DType::F32, &self.device)?;
+        Ok(zeros.narrow(0, 0, rows)?)
     }
 
     fn export_tail(&self, tail: &Tensor) -> Result<Vec<f32>> {
@@ -285,12 +314,16 @@ impl Executor for Candle {
     }
 
     fn import_tail(&self, tail: &mut Tensor, data: &[f32]) -> Result<()> {
-        *tail = self.tensor(data.to_vec(), tail.dim(0)?, tail.dim(1)?)?;
+        if !data.is_empty() {
+            *tail = self.tensor(data.to_vec(), tail.dim(0)?, tail.dim(1)?)?;
+        }
         Ok(())
     }
 
     fn fill_tail(&self, tail: &mut Tensor, x: &Tensor, row: usize) -> Result<()> {
-        *tail = x.narrow(0, row, 1)?.broadcast_as(tail.shape())?.contiguous()?;
+        if tail.elem_count() > 0 {
+            *tail = x.narrow(0, row, 1)?.broadcast_as(tail.shape())?.contiguous()?;
+        }
         Ok(())
     }
 

@@ -150,6 +150,12 @@ impl<E: Executor> LanguageModel<E> {
             ..config.clone()
         };
         let settings = format!("{identity:?} {storages:?} {replaced:?}");
+        log::info!(
+            "language model {}: weights {} on {}",
+            catalog.path().display(),
+            dtype.name(),
+            exec.name()
+        );
         Ok(Self {
             exec: exec.clone(),
             temporal: loader.transformer(

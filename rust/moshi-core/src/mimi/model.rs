@@ -181,6 +181,11 @@ impl<E: Executor> Mimi<E> {
         let decoder = decode.then(|| Decoder::load(&loader)).transpose()?;
         let quantizer = Quantizer::load(&loader, num_codebooks, (encode, decode))?;
         config.context = options.window.unwrap_or(config.context);
+        log::info!(
+            "codec {}: {num_codebooks} codebooks on {}",
+            catalog.path().display(),
+            exec.name()
+        );
         Ok(Self {
             exec: exec.clone(),
             num_codebooks,
