@@ -11,6 +11,9 @@ DEMO_OUT := demo-out
 CUDA_VENV ?= .venv-cuda
 CUDA_TOOLKIT := 13.0.3
 CUDA_PACKAGES := -p moshi-kernels -p moshi-core -p moshi-cli -p moshi-py -p moshi-tests
+MANYLINUX := manylinux_2_17
+CARGO_ABOUT := 0.9.3
+CARGO_DENY := 0.20.2
 export CARGO_TERM_COLOR ?= auto
 
 .PHONY: help
@@ -94,6 +97,45 @@ check-cuda: $(CUDA_VENV)/ready ## Compile with CUDA and run what needs no GPU; s
 .PHONY: wheel
 wheel: $(VENV)/ready ## Build a release wheel into dist/
 	$(BIN)/maturin build --release --locked --out dist
+
+.PHONY: dist
+dist: $(VENV)/release ## Build a portable Linux wheel and the source distribution into dist/
+	rm -rf dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/maturin build --release --locked --zig \
+		--compatibility $(MANYLINUX) --out dist
+	$(BIN)/maturin sdist --out dist
+
+.PHONY: check-dist
+check-dist: $(VENV)/release ## Check every file of dist/ as it would be published
+	$(BIN)/python tests/check_dist.py dist
+
+.PHONY: smoke
+smoke: $(VENV)/ready ## Build a wheel, install and try it on every Python found, or on PYTHONS="..."
+	rm -rf target/smoke
+	$(BIN)/maturin build --release --locked --out target/smoke
+	$(BIN)/python tests/smoke_wheels.py target/smoke $(PYTHONS)
+
+.PHONY: licenses
+licenses: tools ## Write THIRD-PARTY-LICENSES again, after a change of dependencies
+	@command -v cargo-about >/dev/null || { echo "error: no cargo-about; cargo install --locked --features cli cargo-about@$(CARGO_ABOUT)" >&2; exit 1; }
+	cargo fetch --locked
+	cargo about generate --manifest-path rust/moshi-py/Cargo.toml --features metal --frozen --fail \
+		--config about.toml --output-file THIRD-PARTY-LICENSES about.hbs
+
+.PHONY: deny
+deny: tools ## Licences, duplicates, layers and sources of the dependencies
+	@command -v cargo-deny >/dev/null || { echo "error: no cargo-deny; cargo install --locked cargo-deny@$(CARGO_DENY)" >&2; exit 1; }
+	cargo deny --workspace --locked check bans licenses sources
+
+.PHONY: check-workflows
+check-workflows: $(VENV)/release ## Check the workflows of .github
+	$(BIN)/actionlint
+	$(BIN)/zizmor --offline --persona=pedantic .github
+
+$(VENV)/release: pyproject.toml | $(VENV)/ready
+	$(BIN)/python -m pip install --quiet "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --group release
+	touch $@
 
 .PHONY: clean
 clean: ## Remove everything that was built

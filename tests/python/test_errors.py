@@ -329,6 +329,20 @@ def test_conditions_must_fit() -> None:
         tts.stream(conditions={**texts, "speaker_wavs": (np.zeros((9, 24)), np.ones(2, bool))})
 
 
+def test_conditions_may_change_while_they_are_read(lm: moshi_rs.LanguageModel) -> None:
+    conditions: dict[str, Any] = {}
+
+    class Meddling(np.ndarray[Any, Any]):
+        def astype(self, *_: object) -> Array:
+            conditions["late"] = None
+            return np.zeros(self.shape, np.float32)
+
+    conditions["early"] = np.zeros((2, 8)).view(Meddling)
+    with pytest.raises(errors.InputError, match="early"):
+        lm.stream(conditions=conditions)
+    assert "late" in conditions
+
+
 def test_results_that_nobody_pulls(model: moshi_rs.StreamingModel) -> None:
     session = model.new_session(seed=1)
     with pytest.raises(errors.CapacityError, match="750"):

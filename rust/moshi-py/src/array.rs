@@ -1,7 +1,9 @@
 //! Between NumPy and slices: the only checks of dtype, shape and memory layout.
 //!
-//! Inputs are copied while the GIL is held, since other threads may write to an array once it is
-//! released. Outputs own their memory and are C-contiguous.
+//! Inputs are copied before the interpreter is released, since other threads may write to an array
+//! from then on, and checked after that. Without a GIL such a write can also meet the copy itself;
+//! as with NumPy's own functions, it is up to the caller that none does. Outputs own their memory
+//! and are C-contiguous.
 
 use numpy::{
     Element, IxDyn, PyArray1, PyArray2, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods,

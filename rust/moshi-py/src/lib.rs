@@ -21,7 +21,9 @@ mod runtime;
 mod session;
 
 /// Streaming inference of Kyutai's Moshi family, the native part.
-#[pyo3::pymodule(gil_used = true)]
+// Needs no GIL: classes are frozen and `Sync`, state is behind `runtime::Exclusive`, every step
+// runs detached anyway, and nothing here is `unsafe`.
+#[pyo3::pymodule(gil_used = false)]
 mod _core {
     use pyo3::prelude::*;
 

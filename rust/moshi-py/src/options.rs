@@ -146,7 +146,9 @@ where
 
 /// Values of conditions by name: a text, `None`, `[positions, width]`, or that with a mask.
 pub(crate) fn conditions(values: &Bound<'_, PyDict>) -> PyResult<Conditions> {
+    // A copy: converting a value runs Python code, during which others may change the dict.
     values
+        .copy()?
         .iter()
         .map(|(name, value)| {
             let name: String =
