@@ -13,6 +13,7 @@ mod golden_vectors;
 mod hostile_configs;
 mod hostile_files;
 mod hostile_inputs;
+mod hub;
 mod layering;
 mod layouts;
 mod memory;

@@ -9,6 +9,7 @@ mod array;
 mod batch;
 mod build_info;
 mod errors;
+mod hub;
 mod language_model;
 mod lm_stream;
 mod logging;

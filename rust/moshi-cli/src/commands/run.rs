@@ -1,12 +1,15 @@
 //! `moshi-rs run`: an audio file through the step loop.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use moshi_audio::{AudioReader, MonoReader, WavWriter};
+use moshi_core::checkpoint::Repo;
 use moshi_core::lm::Sampling;
-use moshi_core::{Model, Session, SessionOptions};
+use moshi_core::{LoadOptions, Model, Session, SessionOptions, with_executor};
 use serde_json::json;
 
+use crate::hub;
 use crate::interrupt::{EXIT_INTERRUPTED, Watch};
 use crate::options::RunArgs;
 use crate::output::{CliError, Result, line, progress, spinner, text};
@@ -21,8 +24,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<i32> {
     }
     // A mistyped name should not cost the loading of a model.
     drop(AudioReader::open(&args.input)?);
+    let repo = hub::open(&args.model, args.revision.as_ref())?;
     let loading = spinner(format!("loading {}", args.model.display()));
-    let model = Model::load(&args.model, &args.load_options());
+    let model = load(&repo, &args.load_options());
     loading.finish_and_clear();
     let model = model?;
     let info = model.info().clone();
@@ -72,6 +76,12 @@ pub(crate) fn run(args: &RunArgs) -> Result<i32> {
     }
     summarise(args, &model, &session, &said, &times)?;
     Ok(if watch.requested() { EXIT_INTERRUPTED } else { 0 })
+}
+
+fn load(repo: &Repo, options: &LoadOptions) -> Result<Arc<Model>> {
+    with_executor!(options.device, options.cpu_executor, exec => {
+        Ok(Model::from_repo(&exec, repo, options.dtype)?)
+    })
 }
 
 fn session_options(args: &RunArgs, model: &Model) -> SessionOptions {

@@ -20,5 +20,5 @@ pub use catalog::{Catalog, Expected};
 pub use fingerprint::Fingerprint;
 pub use lora::Lora;
 pub use repo::{CodecFiles, Repo};
-pub use source::{FileSource, Folder};
+pub use source::{FileSource, Folder, is_plain};
 pub use tensor_file::{TensorFile, TensorInfo};
