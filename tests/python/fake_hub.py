@@ -30,6 +30,9 @@ class FakeHub(ThreadingHTTPServer):
         self.stall = threading.Event()
         self.stalls = False
 
+    def handle_error(self, *_args: object) -> None:
+        """A client may hang up."""
+
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"

@@ -129,10 +129,10 @@ impl Download<'_> {
     }
 
     fn attempt(&self, partial: &Path, facts: &FileFacts) -> Result<(), Failure> {
-        let disk = |source: io::Error, have: u64| Failure::Disk {
+        let disk = |source: io::Error| Failure::Disk {
             path: partial.into(),
             source,
-            missing_bytes: facts.size_bytes.map(|size| size.saturating_sub(have)),
+            missing_bytes: facts.size_bytes.map(|size| size.saturating_sub(length(partial))),
         };
         let mut have = length(partial);
         let response = self.client.content(self.repo, self.commit, self.file, have)?;
@@ -141,7 +141,7 @@ impl Download<'_> {
             range.is_some_and(|range| range.starts_with(&format!("bytes {have}-")))
         };
         if response.status() == 416 || response.status() == 206 && !resumes {
-            std::fs::remove_file(partial).map_err(|e| disk(e, have))?;
+            std::fs::remove_file(partial).map_err(disk)?;
             return Err(Failure::Unreachable("the hub cannot resume the download".into()));
         }
         let mut file = if resumes {
@@ -150,7 +150,7 @@ impl Download<'_> {
             have = 0;
             File::create(partial)
         }
-        .map_err(|e| disk(e, have))?;
+        .map_err(disk)?;
         let mut body = response.into_body().into_reader();
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
@@ -164,14 +164,14 @@ impl Download<'_> {
             if count == 0 {
                 break;
             }
-            file.write_all(&chunk[..count]).map_err(|e| disk(e, have))?;
+            file.write_all(&chunk[..count]).map_err(disk)?;
             have += count as u64;
             if facts.size_bytes.is_some_and(|size| have > size) {
                 return Err(Failure::Garbled(format!("more bytes of {} than promised", self.file)));
             }
         }
         // Some file systems find out at the end that they are full.
-        file.sync_all().map_err(|e| disk(e, have))?;
+        file.sync_all().map_err(disk)?;
         match facts.size_bytes {
             Some(size) if have < size => Err(Failure::Unreachable("the connection was cut".into())),
             _ => Ok(()),

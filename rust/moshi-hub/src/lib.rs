@@ -61,7 +61,7 @@ pub fn open_codec(name: &Path, options: &HubOptions) -> Result<CodecFiles> {
     }
 }
 
-/// The repository on the hub that `name` stands for; `None` for a path.
+/// The repository on the hub that `name` stands for; `None` for a path, existing or not.
 fn on_hub(name: &Path, options: &HubOptions) -> Result<Option<Arc<HubRepo>>> {
     if name.exists() {
         return match &options.revision {
@@ -74,14 +74,8 @@ fn on_hub(name: &Path, options: &HubOptions) -> Result<Option<Arc<HubRepo>>> {
             }),
         };
     }
-    match name.to_str().filter(|name| is_repo_name(name)) {
-        Some(repo) => Ok(Some(Arc::new(HubRepo::new(repo, options)?))),
-        None => {
-            let hint = ": it is neither a folder nor a file here, and a repository on the hub is \
-                        written OWNER/NAME";
-            Err(Error::NotFound { path: name.into(), hint: hint.into() })
-        }
-    }
+    let repo = name.to_str().filter(|name| is_repo_name(name));
+    repo.map(|repo| Ok(Arc::new(HubRepo::new(repo, options)?))).transpose()
 }
 
 /// Longest part of a repository's name.

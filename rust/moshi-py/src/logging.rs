@@ -6,6 +6,7 @@
 use std::sync::Once;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
 
 /// Name of the Python logger.
@@ -46,8 +47,17 @@ impl Log for PythonLogger {
         let _ = Python::try_attach(|py| {
             let logger = py.import("logging").and_then(|m| m.call_method1("getLogger", (LOGGER,)));
             let logged = logger.and_then(|logger| logger.call_method1("log", (level, message)));
-            if let Err(error) = logged {
-                error.write_unraisable(py, None);
+            match logged {
+                Ok(_) => {}
+                // Ctrl-C came while the record was handed over. It is meant for the call that
+                // logs, which looks for signals.
+                Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => {
+                    let thread = py.import("_thread");
+                    if let Err(error) = thread.and_then(|t| t.call_method0("interrupt_main")) {
+                        error.write_unraisable(py, None);
+                    }
+                }
+                Err(error) => error.write_unraisable(py, None),
             }
         });
     }
