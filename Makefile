@@ -87,7 +87,7 @@ check-cuda: export CUDA_COMPUTE_CAP ?= 80
 check-cuda: export LD_LIBRARY_PATH := $(abspath $(CUDA_VENV)/cuda/lib)$(addprefix :,$(LD_LIBRARY_PATH))
 check-cuda: export PATH := $(abspath $(CUDA_VENV)/cuda/bin):$(PATH)
 check-cuda: export CARGO_TARGET_DIR = $(abspath target/cuda)
-check-cuda: $(CUDA_VENV)/ready ## Compile with CUDA and run what needs no GPU; slow, needs 5 GB
+check-cuda: $(CUDA_VENV)/ready ## Compile with CUDA and run what needs no GPU; slow, needs 4 GB
 	cargo clippy --locked --features cuda --all-targets $(CUDA_PACKAGES) -- -D warnings
 	cargo test --locked --features cuda $(CUDA_PACKAGES) -- cuda devices
 	$(CUDA_VENV)/bin/pip install --quiet . \

@@ -25,15 +25,20 @@ def test_the_readme_and_the_guides_have_examples() -> None:
     assert len(names) >= 4
 
 
+def show(folder: Path, at: Path) -> None:
+    """A link, or a copy where links are a privilege, as on Windows."""
+    try:
+        at.symlink_to(folder)
+    except OSError:
+        shutil.copytree(folder, at)
+
+
 @pytest.mark.parametrize(("name", "code"), examples(), ids=[name for name, _ in examples()])
 def test_example_runs(
     name: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for entry in ("tests", "docs"):
-        try:
-            (tmp_path / entry).symlink_to(ROOT / entry)
-        except OSError:  # On Windows, links are a privilege.
-            shutil.copytree(ROOT / entry, tmp_path / entry)
+        show(ROOT / entry, tmp_path / entry)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "example"}
     exec(compile(code, name, "exec"), namespace)

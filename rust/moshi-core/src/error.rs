@@ -129,7 +129,15 @@ impl Error {
 
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
-        Self::Device { device: "candle".into(), reason: error.to_string() }
+        Self::Device { device: "candle".into(), reason: candle_reason(&error) }
+    }
+}
+
+/// What a Candle error says, without the backtrace that it adds when `RUST_BACKTRACE` is set.
+pub(crate) fn candle_reason(error: &candle_core::Error) -> String {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => candle_reason(inner),
+        error => error.to_string(),
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, HostValues, Norm,
     RotaryStyle, Storage,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, candle_reason};
 
 /// Executor on a Candle device.
 #[derive(Clone, Debug)]
@@ -77,11 +77,18 @@ impl Candle {
         if !candle_core::utils::cuda_is_available() {
             return Err(missing_feature("cuda"));
         }
-        load_cuda_driver()?;
+        // Elsewhere the program does not start without the driver.
+        #[cfg(all(
+            feature = "cuda",
+            target_os = "linux",
+            any(target_arch = "x86_64", target_arch = "aarch64")
+        ))]
+        moshi_kernels::cuda_driver::load()
+            .map_err(|reason| unavailable("cuda", reason, "NVIDIA's driver must be installed"))?;
         // A stream of its own: the default one is another in every thread, and a session may move
         // from thread to thread.
         let device = Device::new_cuda_with_stream(0)
-            .map_err(|e| unavailable("cuda", &e.to_string(), "`nvidia-smi` must list a GPU"))?;
+            .map_err(|e| unavailable("cuda", &candle_reason(&e), "`nvidia-smi` must list a GPU"))?;
         Ok(Self { device })
     }
 
@@ -98,7 +105,7 @@ impl Candle {
         // Candle panics where there is none.
         let device = std::panic::catch_unwind(|| Device::new_metal(0))
             .map_err(|_| unavailable("no device found"))?
-            .map_err(|e| unavailable(&e.to_string()))?;
+            .map_err(|e| unavailable(&candle_reason(&e)))?;
         Ok(Self { device })
     }
 
@@ -144,19 +151,6 @@ impl Candle {
             Weight::Blocks(weight) => Ok(weight.forward(&x.contiguous()?)?),
         }
     }
-}
-
-/// Elsewhere than on Linux the program does not start without the driver.
-#[allow(clippy::unnecessary_wraps, reason = "it can fail where the driver is looked for")]
-fn load_cuda_driver() -> Result<()> {
-    #[cfg(all(
-        feature = "cuda",
-        target_os = "linux",
-        any(target_arch = "x86_64", target_arch = "aarch64")
-    ))]
-    moshi_kernels::cuda_driver::load()
-        .map_err(|reason| unavailable("cuda", reason, "NVIDIA's driver must be installed"))?;
-    Ok(())
 }
 
 fn missing_feature(feature: &str) -> Error {
