@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use moshi_core::checkpoint::{CodecFiles, FileSource};
+use moshi_core::checkpoint::{CodecFiles, FileSource, TensorFile};
 use moshi_core::exec::Scalar;
 use moshi_core::{Error, LoadOptions, Model, Session, SessionOptions};
 use moshi_hub::{HubOptions, HubRepo, Progress, open_codec, open_repo, open_source};
@@ -15,7 +15,6 @@ use tempfile::TempDir;
 
 use crate::support::fake_hub::{Answer, COMMIT, FakeHub, REPO, Request, TOKEN, sha256};
 use crate::support::golden;
-use crate::support::tensors::Tensors;
 
 const WEIGHTS: &str = "big.safetensors";
 const TEXT: &str = "folder/notes.txt";
@@ -74,8 +73,8 @@ fn is_content(request: &Request) -> bool {
 fn speak(model: &Arc<Model>) -> (String, Vec<f32>) {
     let options = SessionOptions { seed: Some(7), ..SessionOptions::default() };
     let mut session = Session::new(model, &options).unwrap();
-    let expected = Tensors::read(&golden("dialogue_repo").join("expected.safetensors"));
-    let pcm = &expected.get("pcm").data;
+    let expected = TensorFile::open(&golden("dialogue_repo").join("expected.safetensors")).unwrap();
+    let pcm = expected.read_f32("pcm").unwrap();
     let mut said = (String::new(), Vec::new());
     for frame in pcm.chunks_exact(model.info().frame_samples).take(20) {
         let output = session.step(frame).unwrap();
@@ -484,6 +483,8 @@ fn files_of_other_repositories_are_found() {
         matches!(&error, Error::NotFound { path, .. } if path.ends_with("none.json")),
         "{error}"
     );
+    let error = source.find_elsewhere("tiny/a?b=c", TEXT).unwrap_err();
+    assert!(matches!(error, Error::Input { .. }), "{error}");
 }
 
 #[test]

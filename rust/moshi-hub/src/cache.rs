@@ -52,7 +52,8 @@ impl RepoCache {
         let path = self.folder.join("refs").join(revision);
         std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
         // Written aside and renamed: a reader sees the old commit or the new one.
-        let aside = self.folder.join(format!(".ref-{}", std::process::id()));
+        let writer = (std::process::id(), std::thread::current().id());
+        let aside = self.folder.join(format!(".ref-{}-{:?}", writer.0, writer.1));
         std::fs::write(&aside, commit)?;
         std::fs::rename(&aside, &path)
     }

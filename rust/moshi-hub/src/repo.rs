@@ -11,6 +11,7 @@ use crate::cache::RepoCache;
 use crate::client::{Client, is_commit, is_safe};
 use crate::download::Download;
 use crate::failure::{Failure, Place};
+use crate::is_repo_name;
 use crate::options::HubOptions;
 
 /// A repository `owner/name` at one revision.
@@ -44,8 +45,13 @@ impl HubRepo {
     /// The repository `name`, `owner/name`. Asks nobody yet.
     ///
     /// # Errors
-    /// [`Error::Input`] for a revision that cannot be, [`Error::Io`] for unreadable certificates.
+    /// [`Error::Input`] for a name or revision that cannot be, [`Error::Io`] for unreadable
+    /// certificates.
     pub fn new(name: &str, options: &HubOptions) -> Result<Self> {
+        if !is_repo_name(name) {
+            let reason = format!("\"{name}\" is not the OWNER/NAME of a repository on a hub");
+            return Err(Error::input("repository", reason));
+        }
         let revision = options.revision.as_deref().unwrap_or(DEFAULT_REVISION);
         if !is_safe(revision) {
             let reason = format!("\"{revision}\" is not a branch, a tag or a commit");
