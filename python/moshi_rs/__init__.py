@@ -2,7 +2,7 @@
 
 ``StreamingModel`` listens and speaks at once, 80 ms at a time::
 
-    model = moshi_rs.StreamingModel.load("path/to/model")
+    model = moshi_rs.StreamingModel.load("path/to/model")  # or "owner/name" on the hub
     pcm, text = model.step(frame)  # float32[1920] -> (float32[1920], str)
 
 ``Mimi`` is the audio codec and ``LanguageModel`` the language model on their own. Exceptions are

@@ -30,12 +30,13 @@ class ConfigError(MoshiError, ValueError):
 class CheckpointError(MoshiError):
     """A file of a checkpoint is damaged, or its tensors are not those that its config asks for.
 
-    The message lists every disagreement at once.
+    The message lists every disagreement at once. Also: a hub that cannot be reached or refuses
+    access, a download that arrived damaged, a full disk; the message says what to do.
     """
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """A folder or file of a checkpoint does not exist."""
+    """A folder, a file, or a repository or revision on a hub does not exist."""
 
 
 class InputError(MoshiError, ValueError):

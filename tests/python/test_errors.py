@@ -49,7 +49,7 @@ def test_no_model_in_the_box() -> None:
         ({"device": "tpu"}, 'device is "tpu"'),
         ({"dtype": "f64"}, 'one of "auto", "f32", "bf16"'),
         ({"kv_dtype": "bf16"}, "kv_dtype"),
-        ({"revision": "main"}, "does not download"),
+        ({"revision": "main"}, "only a hub has revisions"),
     ],
 )
 def test_unknown_options_of_a_model(options: dict[str, Any], words: str) -> None:

@@ -25,7 +25,21 @@ fn crates_stay_below_their_layer() {
     for (package, forbidden) in [
         ("moshi-kernels", &["candle-core", "candle-nn", "tokio", "pyo3", "clap"][..]),
         ("moshi-audio", &["candle-core", "candle-nn", "moshi-core", "tokio", "pyo3", "clap"]),
-        ("moshi-core", &["pyo3", "numpy", "tokio", "axum", "clap", "moshi-audio", "moshi-cli"]),
+        (
+            "moshi-core",
+            &[
+                "pyo3",
+                "numpy",
+                "tokio",
+                "axum",
+                "clap",
+                "ureq",
+                "moshi-hub",
+                "moshi-audio",
+                "moshi-cli",
+            ],
+        ),
+        ("moshi-hub", &["pyo3", "numpy", "tokio", "axum", "clap", "moshi-audio", "moshi-cli"]),
         ("moshi-cli", &["pyo3", "numpy", "tokio", "axum", "moshi-py"]),
     ] {
         let names = dependencies(package);
@@ -36,6 +50,20 @@ fn crates_stay_below_their_layer() {
         }
     }
     assert!(dependencies("moshi-core").iter().any(|name| name == "candle-core"));
+}
+
+#[test]
+fn only_the_hub_opens_sockets() {
+    let mut sockets = Vec::new();
+    for (name, files) in crates() {
+        let opens = |text: &str| {
+            has_word(text, "ureq") || has_word(text, "TcpStream") || has_word(text, "UdpSocket")
+        };
+        if files.iter().any(|path| opens(&code(path))) {
+            sockets.push(name);
+        }
+    }
+    assert_eq!(sockets, ["moshi-hub"]);
 }
 
 /// All Rust files below a folder of the repository.

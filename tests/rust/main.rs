@@ -16,6 +16,7 @@ mod hostile_configs;
 mod hostile_files;
 mod hostile_gguf;
 mod hostile_inputs;
+mod hub;
 mod layering;
 mod layouts;
 mod memory;

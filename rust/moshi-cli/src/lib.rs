@@ -2,7 +2,9 @@
 //! call [`main_from`].
 #![forbid(unsafe_code)]
 
+mod card;
 mod commands;
+mod hub;
 mod interrupt;
 mod options;
 mod output;

@@ -14,6 +14,7 @@ Examples:
   moshi-rs run question.wav -o answer.wav --model ./moshiko-pytorch-bf16
   moshi-rs encode speech.flac -o speech.tokens.safetensors --model ./moshiko-pytorch-bf16
   moshi-rs info ./moshiko-pytorch-bf16
+  moshi-rs info kyutai/moshiko-pytorch-bf16
 
 Exit codes: 0 fine, 1 a check fell short, 2 usage or config, 3 checkpoint, 4 device, 5 input,
 130 interrupted.")]
@@ -35,7 +36,7 @@ pub(crate) enum Command {
     Encode(EncodeArgs),
     /// Turn Mimi tokens into audio.
     Decode(DecodeArgs),
-    /// Describe a model folder without loading its weights.
+    /// Describe a model, its licence and its origin without loading its weights.
     Info(InfoArgs),
     /// Recompute reference cases and compare.
     Verify(VerifyArgs),
@@ -132,9 +133,13 @@ pub(crate) struct RunArgs {
 #[derive(Debug, Clone, Args)]
 #[group(args = ["model"])]
 pub(crate) struct SpeechArgs {
-    /// Model folder: config.json and the files that it names.
+    /// Model: a folder with config.json and the files that it names, a file in one, or OWNER/NAME
+    /// of a repository on the hub, which is downloaded once.
     #[arg(short, long)]
     pub(crate) model: PathBuf,
+    /// Branch, tag or commit of a model on the hub.
+    #[arg(long)]
+    pub(crate) revision: Option<String>,
     /// Seed of the draws: the same seed, input and model give the same output.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
@@ -199,10 +204,13 @@ pub(crate) struct ChatArgs {
 /// Which codec to use.
 #[derive(Debug, Args)]
 pub(crate) struct CodecArgs {
-    /// Model folder, or a codec's safetensors file (with its mimi_config.json beside it, if it is
-    /// not the public Mimi).
+    /// Model folder, a codec's safetensors file (with its mimi_config.json beside it, if it is
+    /// not the public Mimi), or OWNER/NAME of a repository on the hub.
     #[arg(short, long)]
     pub(crate) model: PathBuf,
+    /// Branch, tag or commit of a model on the hub.
+    #[arg(long)]
+    pub(crate) revision: Option<String>,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
 }
@@ -234,8 +242,12 @@ pub(crate) struct DecodeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {
-    /// Model folder.
+    /// Model folder, a file in one, or OWNER/NAME of a repository on the hub, whose weights stay
+    /// there.
     pub(crate) model: PathBuf,
+    /// Branch, tag or commit of a model on the hub.
+    #[arg(long)]
+    pub(crate) revision: Option<String>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

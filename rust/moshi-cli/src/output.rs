@@ -41,6 +41,7 @@ impl CliError {
                 Error::Config { .. } | Error::ConfigFile { .. } => EXIT_USAGE,
                 Error::NotFound { .. }
                 | Error::Io { .. }
+                | Error::Hub { .. }
                 | Error::Checkpoint { .. }
                 | Error::Tensors { .. } => EXIT_CHECKPOINT,
                 Error::Device { .. } | Error::Capacity { .. } => EXIT_DEVICE,
@@ -85,7 +86,7 @@ pub(crate) fn init_logging(verbose: u8) {
     let mut builder = env_logger::Builder::new();
     // A decoder's complaints about odd files come as our own errors.
     builder.filter_level(log::LevelFilter::Warn).filter_module("symphonia", log::LevelFilter::Off);
-    for module in ["moshi_core", "moshi_cli", "moshi_audio"] {
+    for module in ["moshi_core", "moshi_hub", "moshi_cli", "moshi_audio"] {
         builder.filter_module(module, level);
     }
     // In Python, a logger may be set already; its configuration wins.

@@ -45,6 +45,15 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// A repository on a hub exists as far as known, but cannot be had: no access, no connection,
+    /// no space, a damaged download.
+    #[error("{repo}: {reason}")]
+    Hub {
+        /// `owner/name`.
+        repo: String,
+        /// What happened and what to do.
+        reason: String,
+    },
     /// A file is not what its name promises: not safetensors, not a SentencePiece model, ...
     #[error("checkpoint {}: {reason}", path.display())]
     Checkpoint {

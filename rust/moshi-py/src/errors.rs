@@ -26,7 +26,7 @@ pub(crate) fn to_python(error: &Error) -> PyErr {
     match error {
         Error::Config { .. } | Error::ConfigFile { .. } => classes::ConfigError::new_err(text),
         Error::NotFound { .. } => classes::CheckpointNotFoundError::new_err(text),
-        Error::Io { .. } | Error::Checkpoint { .. } | Error::Tensors { .. } => {
+        Error::Io { .. } | Error::Hub { .. } | Error::Checkpoint { .. } | Error::Tensors { .. } => {
             classes::CheckpointError::new_err(text)
         }
         Error::Input { .. } | Error::Snapshot { .. } => classes::InputError::new_err(text),

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use moshi_core::checkpoint::Repo;
 use moshi_core::exec::Scalar;
 use moshi_core::lm::{Guidance, LmOptions, LmStreamOptions, Sampling};
 use pyo3::prelude::*;
@@ -11,7 +10,7 @@ use pyo3::types::PyDict;
 
 use crate::lm_stream::{LmStream, Settings};
 use crate::options::{self, SamplingArgs};
-use crate::{errors, logging, runtime};
+use crate::{errors, hub, logging, runtime};
 
 pub(crate) type Weights = moshi_core::lm::LanguageModel<Scalar>;
 
@@ -25,10 +24,11 @@ pub(crate) struct LanguageModel {
 
 #[pymethods]
 impl LanguageModel {
-    /// Loads the language model of a model folder.
+    /// Loads the language model of a model.
     ///
     /// Args:
-    ///     path: The folder, or the ``config.json`` in it.
+    ///     path: The folder, the ``config.json`` or the weights in it, or "owner/name" of a
+    ///         repository on the Hugging Face hub.
     ///     device: "auto" or "cpu", which are the same here.
     ///     dtype: Storage of the weights: "auto" keeps the checkpoint's type, "f32", "bf16",
     ///         "q8", "q4", as for ``StreamingModel.load``.
@@ -40,7 +40,8 @@ impl LanguageModel {
     /// Raises:
     ///     ConfigError: An option or a field of the config that this version does not accept.
     ///     CheckpointNotFoundError: A missing file.
-    ///     CheckpointError: Weights that are damaged or do not fit the config.
+    ///     CheckpointError: Weights that are damaged or do not fit the config, or a hub that
+    ///         cannot be reached or refuses access.
     ///     DeviceError: Another device than the CPU.
     #[staticmethod]
     #[pyo3(signature = (path, *, device="cpu", dtype="auto"))]
@@ -48,8 +49,8 @@ impl LanguageModel {
         logging::install();
         options::cpu_only(device)?;
         let dtype = options::dtype(dtype)?;
-        let weights = runtime::enter(py, || {
-            let repo = Repo::open(&path)?;
+        let weights = hub::enter(py, None, |hub| {
+            let repo = moshi_hub::open_repo(&path, hub)?;
             let options = LmOptions { dtype, end_acts_as_padding: false, lora: repo.lora_path()? };
             Weights::load(&Scalar, &repo.moshi_path()?, &repo.config, &options)
         })?;

@@ -10,6 +10,7 @@ mod batch;
 mod build_info;
 mod cli;
 mod errors;
+mod hub;
 mod language_model;
 mod lm_stream;
 mod logging;

@@ -14,7 +14,7 @@ use pyo3::types::PyString;
 use crate::batch::Batch;
 use crate::mimi_stream::{MimiStream, State};
 use crate::session::check_distinct;
-use crate::{array, errors, logging, options, runtime};
+use crate::{array, errors, hub, logging, options, runtime};
 
 pub(crate) type Codec = moshi_core::mimi::Mimi<Scalar>;
 
@@ -32,9 +32,10 @@ impl Mimi {
     /// Loads a codec.
     ///
     /// Args:
-    ///     path: A safetensors file of weights, a model folder whose config names it, or a folder
-    ///         with a codec alone. The config is ``mimi_config.json`` (or Hugging Face's
-    ///         ``config.json``) beside the weights, else that of the public Mimi.
+    ///     path: A safetensors file of weights, a model folder whose config names it, a folder
+    ///         with a codec alone, or "owner/name" of either on the Hugging Face hub. The config
+    ///         is ``mimi_config.json`` (or Hugging Face's ``config.json``) beside the weights,
+    ///         else that of the public Mimi.
     ///     num_codebooks: Codebooks to use, 1 to those stored. Codes of the first ones do not
     ///         depend on how many are used.
     ///     mode: "exact": f32 weights. ("fast" is reserved.)
@@ -52,7 +53,8 @@ impl Mimi {
     ///     ConfigError: An option or a field of the config that this version does not accept.
     ///     InputError: ``num_codebooks`` or ``window`` out of range.
     ///     CheckpointNotFoundError: A missing file.
-    ///     CheckpointError: Weights that are damaged or do not fit the config.
+    ///     CheckpointError: Weights that are damaged or do not fit the config, or a hub that
+    ///         cannot be reached or refuses access.
     ///     DeviceError: Another device than the CPU.
     #[staticmethod]
     #[pyo3(signature = (
@@ -81,8 +83,8 @@ impl Mimi {
             parts,
         )?;
         options::threads(threads)?;
-        let codec = runtime::enter(py, || {
-            let CodecFiles { weights, config } = CodecFiles::open(&path)?;
+        let codec = hub::enter(py, None, |hub| {
+            let CodecFiles { weights, config } = moshi_hub::open_codec(&path, hub)?;
             Codec::load(&Scalar, &weights, &config, &options)
         })?;
         Ok(Self { codec: Arc::new(codec) })

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use moshi_core::lm::Guidance;
-use moshi_core::{CpuExecutor, LoadOptions, Model, SessionOptions};
+use moshi_core::{CpuExecutor, LoadOptions, Model, NoObserver, SessionOptions};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::options::{self, SamplingArgs};
 use crate::runtime::{self, Exclusive};
 use crate::session::{Output, Session};
-use crate::{array, errors, logging};
+use crate::{array, errors, hub, logging};
 
 /// A speech-to-speech or transcription model, loaded once and shared by any number of sessions.
 ///
@@ -32,11 +32,13 @@ impl StreamingModel {
 
 #[pymethods]
 impl StreamingModel {
-    /// Loads a model folder.
+    /// Loads a model.
     ///
     /// Args:
     ///     path_or_repo: Folder laid out like a public repository: ``config.json`` and the files
-    ///         that it names. This version carries no built-in model and downloads nothing.
+    ///         that it names; a file in one; or "owner/name" of a repository on the Hugging Face
+    ///         hub, whose files are downloaded once, verified, and kept in the cache of
+    ///         ``huggingface_hub``. This version carries no built-in model.
     ///     device: "auto", "cpu", "cuda" or "metal". "auto" is the best device of this build; when
     ///         that is not in this machine, it logs a warning and takes the CPU.
     ///     dtype: Storage of the language model's weights: "auto" keeps the checkpoint's type,
@@ -45,16 +47,16 @@ impl StreamingModel {
     ///     kv_dtype: Storage of keys and values: "auto" or "f32".
     ///     seed: Seed of the default session; None draws one.
     ///     threads: Upper bound of threads per step, at least 1. This version uses one.
-    ///     revision: Reserved for models from a hub; must be None.
+    ///     revision: Branch, tag or commit of a repository on the hub; None is "main".
     ///
     /// Returns:
     ///     The model.
     ///
     /// Raises:
     ///     ConfigError: An option or a field of the config that this version does not accept.
-    ///     CheckpointNotFoundError: The folder or one of its files is missing.
-    ///     CheckpointError: Weights that are damaged or do not fit the config; all disagreements
-    ///         are listed.
+    ///     CheckpointNotFoundError: The folder, the repository, the revision or a file is missing.
+    ///     CheckpointError: Weights that are damaged or do not fit the config (all disagreements
+    ///         are listed), or a hub that cannot be reached or refuses access.
     ///     DeviceError: The device is not in this build or not in this machine.
     #[staticmethod]
     #[pyo3(signature = (
@@ -77,10 +79,6 @@ impl StreamingModel {
             let reason = "this version carries no built-in model; pass a model folder";
             return Err(errors::option("path_or_repo", "None", reason));
         };
-        if let Some(revision) = revision {
-            let reason = "this version does not download; pass a model folder";
-            return Err(errors::option("revision", format!("\"{revision}\""), reason));
-        }
         options::kv_dtype(kv_dtype)?;
         options::threads(threads)?;
         let options = LoadOptions {
@@ -90,7 +88,9 @@ impl StreamingModel {
             lora: None,
         };
         let seed = options::seed(seed)?;
-        let model = runtime::enter(py, || Model::load(&path, &options))?;
+        let model = hub::enter(py, revision, |hub| {
+            Model::open(&moshi_hub::open_repo(&path, hub)?, &options, &NoObserver)
+        })?;
         Ok(Self::new(model, seed))
     }
 

@@ -1,6 +1,7 @@
 //! What the tests share: paths, the executor macro, comparisons, seeded randomness.
 
 pub(crate) mod allocator;
+pub(crate) mod fake_hub;
 pub(crate) mod gguf;
 pub(crate) mod history;
 pub(crate) mod models;

@@ -9,6 +9,7 @@ use moshi_core::mimi::{Mimi, MimiOptions, MimiParts};
 use moshi_core::with_executor;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
+use crate::hub;
 use crate::interrupt::{EXIT_INTERRUPTED, Watch};
 use crate::options::{CodecArgs, DecodeArgs, EncodeArgs};
 use crate::output::{CliError, Result, line, progress};
@@ -32,7 +33,8 @@ fn load<E: Executor>(
     codebooks: Option<usize>,
     parts: MimiParts,
 ) -> Result<Mimi<E>> {
-    let CodecFiles { weights, config } = CodecFiles::open(&codec.model)?;
+    let CodecFiles { weights, config } =
+        moshi_hub::open_codec(&codec.model, &hub::options(codec.revision.as_ref()))?;
     let num_codebooks = codebooks.unwrap_or(config.total_codebooks);
     let options = MimiOptions { num_codebooks, parts, exact: true, ..MimiOptions::default() };
     Ok(Mimi::load(exec, &weights, &config, &options)?)

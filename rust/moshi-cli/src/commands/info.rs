@@ -1,18 +1,23 @@
-//! `moshi-rs info`: what a folder holds, without loading weights.
+//! `moshi-rs info`: what a model is and whose, without loading or downloading weights.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use moshi_core::Error;
 use moshi_core::checkpoint::{Repo, TensorFile};
+use moshi_hub::HubOptions;
 use serde_json::{Value, json};
 
+use crate::card::Card;
+use crate::hub;
 use crate::options::InfoArgs;
 use crate::output::{Result, line};
 
 pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
-    let repo = Repo::open(&args.model)?;
+    let options = HubOptions { skip_weights: true, ..hub::options(args.revision.as_ref()) };
+    let repo = moshi_hub::open_repo(&args.model, &options)?;
     let config = &repo.config;
     let temporal = &config.temporal;
+    let origin = origin(&repo)?;
     let mut language_model = weights(repo.moshi_path())?;
     extend(
         &mut language_model,
@@ -48,6 +53,7 @@ pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
     let facts = json!({
         "folder": repo.label(),
         "model_type": config.model_type.name(),
+        "origin": origin,
         "language_model": language_model,
         "codec": codec,
         "tokenizer": { "file": tokenizer.display().to_string(), "present": present },
@@ -96,8 +102,43 @@ fn extend(object: &mut Value, more: Value) {
     }
 }
 
+/// Licence and attribution, as the repository states them: `null` is what it does not state.
+fn origin(repo: &Repo) -> Result<Value> {
+    let source = repo.source();
+    let card = match source.find("README.md")? {
+        Some(path) => Card::read(&path)?,
+        None => Card::default(),
+    };
+    let licence_file = source.list()?.into_iter().find(|name| is_licence(name));
+    // Metadata of the weights' file, where it is here.
+    let metadata = repo.moshi_path().and_then(|path| TensorFile::open(&path));
+    let metadata = metadata.map(|file| file.metadata().clone()).unwrap_or_default();
+    Ok(json!({
+        "owner": label_owner(&repo.label()),
+        "license": card.text("license"),
+        "license_name": card.text("license_name"),
+        "license_link": card.text("license_link"),
+        "license_file": licence_file,
+        "base_model": card.text("base_model"),
+        "weights_metadata": (!metadata.is_empty()).then_some(metadata),
+    }))
+}
+
+/// The account of `owner/name`; `None` for a folder.
+fn label_owner(label: &str) -> Option<&str> {
+    let (owner, _) = label.split_once('/')?;
+    (!Path::new(label).exists() && !owner.is_empty()).then_some(owner)
+}
+
+fn is_licence(name: &str) -> bool {
+    let name = name.to_uppercase();
+    ["LICENSE", "LICENCE", "COPYING"].iter().any(|start| name.starts_with(start))
+}
+
 fn plain(value: &Value) -> String {
     match value {
+        Value::Null => "not stated".into(),
+        Value::Array(values) => values.iter().map(plain).collect::<Vec<_>>().join(", "),
         Value::String(text) => text.clone(),
         other => other.to_string(),
     }

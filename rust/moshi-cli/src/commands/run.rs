@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use moshi_audio::{AudioReader, MonoReader, WavWriter};
-use moshi_core::checkpoint::Repo;
 use moshi_core::lm::Sampling;
 use moshi_core::{Model, Session, SessionOptions};
 use serde_json::json;
 
+use crate::hub;
 use crate::interrupt::{EXIT_INTERRUPTED, Watch};
 use crate::options::{RunArgs, SpeechArgs};
 use crate::output::{CliError, Loading, Result, line, progress, text};
@@ -77,7 +77,8 @@ pub(crate) fn open(
     args: &SpeechArgs,
     loading: &Loading,
 ) -> moshi_core::Result<(Arc<Model>, Session)> {
-    let model = Model::open(&Repo::open(&args.model)?, &args.load_options(), loading)?;
+    let repo = hub::open(&args.model, args.revision.as_ref())?;
+    let model = Model::open(&repo, &args.load_options(), loading)?;
     loading.finish();
     let default = model.default_sampling();
     let sampling = Sampling {

@@ -22,5 +22,5 @@ pub use fingerprint::Fingerprint;
 pub use lora::Lora;
 pub use names::Layout;
 pub use repo::{CodecFiles, Repo};
-pub use source::{FileSource, Folder};
+pub use source::{FileSource, Folder, is_plain};
 pub use tensor_file::{Container, Encoding, TensorFile, TensorInfo};

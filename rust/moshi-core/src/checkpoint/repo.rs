@@ -208,9 +208,8 @@ fn only_weights(source: &dyn FileSource) -> Result<String> {
 }
 
 fn required(source: &dyn FileSource, name: &str) -> Result<PathBuf> {
-    source
-        .find(name)?
-        .ok_or_else(|| Error::NotFound { path: in_source(source, name), hint: String::new() })
+    let missing = || Error::NotFound { path: in_source(source, name), hint: source.hint(name) };
+    source.find(name)?.ok_or_else(missing)
 }
 
 fn in_source(source: &dyn FileSource, name: &str) -> PathBuf {

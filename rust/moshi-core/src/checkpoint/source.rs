@@ -28,6 +28,10 @@ pub trait FileSource: Debug + Send + Sync {
     /// # Errors
     /// When it cannot be had.
     fn find_elsewhere(&self, repo: &str, name: &str) -> Result<PathBuf>;
+    /// What to do about a file that `find` has not found, starting with a separator, or empty.
+    fn hint(&self, _name: &str) -> String {
+        String::new()
+    }
 }
 
 /// A folder on disk.
@@ -85,7 +89,7 @@ impl FileSource for Folder {
 }
 
 /// True for a name that cannot leave the repository.
-pub(super) fn is_plain(name: &str) -> bool {
+pub fn is_plain(name: &str) -> bool {
     let inside = Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
     !name.is_empty() && inside && !name.contains('\\')
 }

@@ -1,0 +1,184 @@
+"""Models by name: ``owner/name`` on a fake hub, through Python and the command line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import moshi_rs
+from fake_hub import COMMIT, REPO, FakeHub, serve
+from moshi_rs import errors
+from support import DIALOGUE, GREEDY, Array, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CARD = """---
+license: cc-by-4.0
+base_model: [tiny/base, tiny/other]
+---
+# Tiny
+"""
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub, and an environment that knows it and an empty cache."""
+    for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    with serve(DIALOGUE) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.chdir(tmp_path)
+        yield hub
+
+
+def test_a_model_from_the_hub_speaks_as_from_its_folder(
+    hub: FakeHub, model: moshi_rs.StreamingModel, frames: Array, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "moshi_rs"):
+        loaded = moshi_rs.StreamingModel.load(REPO)
+    assert f"downloading {REPO}/model.safetensors" in caplog.text
+    got, want = (run(m.new_session(seed=1, **GREEDY), frames[:20]) for m in (loaded, model))
+    np.testing.assert_array_equal(got[0], want[0])
+    assert got[1] == want[1]
+    hub.requests.clear()
+    moshi_rs.StreamingModel.load(Path(REPO), revision=COMMIT)
+    assert hub.requests == []
+
+
+def test_the_parts_load_from_the_hub(hub: FakeHub) -> None:
+    mimi = moshi_rs.Mimi.load(REPO, num_codebooks=4)
+    assert not any("/model.safetensors" in request for request in hub.requests)
+    assert mimi.sample_rate == moshi_rs.Mimi.load(DIALOGUE, num_codebooks=4).sample_rate
+    lm = moshi_rs.LanguageModel.load(REPO)
+    assert lm.delays == moshi_rs.LanguageModel.load(DIALOGUE).delays
+
+
+def test_what_is_missing_is_a_file_not_found_error(hub: FakeHub) -> None:
+    with pytest.raises(errors.CheckpointNotFoundError, match="no repository of this name"):
+        moshi_rs.StreamingModel.load("tiny/other")
+    with pytest.raises(FileNotFoundError, match="tiny/dialogue@v9"):
+        moshi_rs.StreamingModel.load(REPO, revision="v9")
+    with pytest.raises(errors.InputError, match="branch"):
+        moshi_rs.StreamingModel.load(REPO, revision="../v9")
+    del hub.files["tokenizer.model"]
+    with pytest.raises(errors.CheckpointNotFoundError, match="no such file at revision"):
+        moshi_rs.StreamingModel.load(REPO)
+    with pytest.raises(errors.CheckpointNotFoundError, match="OWNER/NAME"):
+        moshi_rs.StreamingModel.load("no/such/folder")
+
+
+def test_a_refusal_is_a_checkpoint_error(hub: FakeHub) -> None:
+    hub.status = 401
+    with pytest.raises(errors.CheckpointError, match="hf auth login"):
+        moshi_rs.Mimi.load(REPO)
+    hub.status = 403
+    with pytest.raises(errors.CheckpointError, match="accept"):
+        moshi_rs.LanguageModel.load(REPO)
+
+
+def test_offline_uses_the_cache(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(errors.CheckpointNotFoundError, match="HF_HUB_OFFLINE"):
+        moshi_rs.StreamingModel.load(REPO)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    moshi_rs.StreamingModel.load(REPO)
+    hub.requests.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    moshi_rs.StreamingModel.load(REPO)
+    assert hub.requests == []
+
+
+def test_the_cache_stands_in_for_a_hub_that_is_down(
+    hub: FakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    moshi_rs.LanguageModel.load(REPO)
+    hub.status = 503
+    with caplog.at_level(logging.WARNING, "moshi_rs"):
+        moshi_rs.LanguageModel.load(REPO)
+    assert "from the cache" in caplog.text
+
+
+def test_ctrl_c_stops_a_download_that_is_resumed(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+    hub.stalls = True
+    partial = "hf/hub/models--tiny--dialogue/blobs/*.incomplete"
+
+    def interrupt() -> None:
+        while not [path for path in tmp_path.glob(partial) if path.stat().st_size > 0]:
+            time.sleep(0.05)
+        signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        moshi_rs.LanguageModel.load(REPO)
+    thread.join()
+    assert [path.stat().st_size for path in tmp_path.glob(partial)] != []
+    hub.stalls = False
+    moshi_rs.LanguageModel.load(REPO)
+    assert list(tmp_path.glob(partial)) == []
+
+
+def command(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "moshi_rs", *args], capture_output=True, text=True, check=False
+    )
+
+
+def test_info_states_licence_and_origin_without_weights(hub: FakeHub) -> None:
+    hub.files["README.md"] = CARD.encode()
+    hub.files["LICENSE"] = b"text"
+    result = command("info", REPO, "--json")
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["origin"] == {
+        "owner": "tiny",
+        "license": "cc-by-4.0",
+        "license_name": None,
+        "license_link": None,
+        "license_file": "LICENSE",
+        "base_model": "tiny/base, tiny/other",
+        "weights_metadata": None,
+    }
+    assert facts["language_model"]["present"] is False
+    assert not any(".safetensors" in request for request in hub.requests)
+    text = command("info", REPO, "--revision", "v1").stdout
+    assert "license: cc-by-4.0" in text
+    assert "license_name: not stated" in text
+    assert command("info", REPO, "--revision", "v9").returncode == 3
+
+
+def test_info_of_a_folder_states_what_it_knows() -> None:
+    facts = json.loads(command("info", str(DIALOGUE), "--json").stdout)
+    assert facts["origin"]["owner"] is None
+    assert facts["origin"]["license"] is None
+
+
+def test_the_command_line_runs_models_from_the_hub(hub: FakeHub, tmp_path: Path) -> None:
+    audio = str(DIALOGUE.parents[1] / "audio" / "hello.wav")
+    tokens, wav = str(tmp_path / "tokens.safetensors"), str(tmp_path / "back.wav")
+    encoded = command("encode", audio, "-o", tokens, "--model", REPO, "--codebooks", "4")
+    assert encoded.returncode == 0, encoded.stderr
+    decoded = command("decode", tokens, "-o", wav, "--model", REPO, "--revision", COMMIT)
+    assert decoded.returncode == 0, decoded.stderr
+    spoken = [
+        json.loads(command("run", audio, "--seed", "3", "--json", "--model", name).stdout)["text"]
+        for name in (REPO, str(DIALOGUE))
+    ]
+    assert spoken[0] == spoken[1]
+    hub.status = 500
+    assert command("info", "tiny/other").returncode == 3
