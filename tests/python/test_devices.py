@@ -6,10 +6,10 @@ import logging
 from typing import Literal, cast
 
 import pytest
-from support import DIALOGUE, GOLDEN
 
 import moshi_rs
 from moshi_rs import errors
+from support import DIALOGUE, GOLDEN
 
 BUILT = set(moshi_rs.build_info()["devices"])
 GPUS = ("cuda", "metal")
@@ -42,9 +42,9 @@ def test_codec_and_language_model_alone_run_on_the_cpu(device: str) -> None:
         (moshi_rs.Mimi.load, GOLDEN / "mimi" / "mimi.safetensors"),
     ):
         with pytest.raises(errors.DeviceError, match=r'on the CPU .* use device="cpu"'):
-            load(path, device=device)  # type: ignore[operator]
-        load(path, device="cpu")  # type: ignore[operator]
-        load(path, device="auto")  # type: ignore[operator]
+            load(path, device=device)  # type: ignore[arg-type]
+        load(path, device="cpu")
+        load(path, device="auto")
 
 
 def test_the_log_says_what_computes(caplog: pytest.LogCaptureFixture) -> None:
