@@ -14,6 +14,9 @@ CUDA_PACKAGES := -p moshi-kernels -p moshi-core -p moshi-cli -p moshi-py -p mosh
 MANYLINUX := manylinux_2_17
 CARGO_ABOUT := 0.9.3
 CARGO_DENY := 0.20.2
+EXTRAS := dev
+# Crates whose documentation is part of the site.
+DOCUMENTED := --workspace --exclude moshi-py --exclude moshi-tests --exclude moshi-benches
 export CARGO_TERM_COLOR ?= auto
 
 .PHONY: help
@@ -44,7 +47,7 @@ test-python: develop ## Tests of the Python package, its types and its stubs
 
 .PHONY: develop
 develop: $(VENV)/ready ## Build the Python package in place, for development
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --quiet --locked --extras dev
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --quiet --locked --extras $(EXTRAS)
 
 $(VENV)/ready: pyproject.toml | tools
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +67,29 @@ fmt: develop ## Format Rust and Python
 	cargo fmt --all
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+.PHONY: docs
+docs docs-serve: EXTRAS := dev,docs
+docs docs-serve: export NO_MKDOCS_2_WARNING := 1
+docs: develop ## Build the site, with the reference of Python and Rust, into site/
+	$(BIN)/mkdocs build --strict
+	rm -rf target/doc
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet --lib $(DOCUMENTED)
+	cp -r target/doc site/rust
+	$(BIN)/python docs/tools/check_site.py site
+
+.PHONY: docs-serve
+docs-serve: develop ## Show the site while you write, without the reference of Rust
+	$(BIN)/mkdocs serve
+
+.PHONY: reference
+reference: develop ## Write the generated pages of the documentation again
+	$(BIN)/python docs/tools/cli_reference.py docs/reference/cli.md
+
+.PHONY: test-weights
+test-weights: develop ## Load real weights and compare them with PyTorch: MODEL=folder ARGS=...
+	@test -n "$(MODEL)" || { echo "error: make test-weights MODEL=folder" >&2; exit 2; }
+	$(BIN)/python tests/weights.py "$(MODEL)" $(ARGS)
 
 .PHONY: bench
 bench: tools ## Step times of the executors, as ratios within one run
@@ -139,7 +165,7 @@ $(VENV)/release: pyproject.toml | $(VENV)/ready
 
 .PHONY: clean
 clean: ## Remove everything that was built
-	rm -rf target $(VENV) $(CUDA_VENV) dist $(DEMO_OUT)
+	rm -rf target $(VENV) $(CUDA_VENV) dist site $(DEMO_OUT)
 
 .PHONY: tools
 tools:

@@ -58,7 +58,7 @@ impl LmMemory {
     /// Computes it before anything is allocated.
     ///
     /// # Errors
-    /// As [`crate::lm::LanguageModel::load`].
+    /// As [`LanguageModel::load`](super::LanguageModel::load).
     pub fn of<E: Executor>(
         exec: &E,
         catalog: &Catalog<'_>,
