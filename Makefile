@@ -45,6 +45,21 @@ test-python: develop ## Tests of the Python package, its types and its stubs
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy.stubtest moshi_rs
 
+CARGO_FUZZ := 0.13.2
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS ?= gguf safetensors lora weights config
+
+# Stable compilers have the options that count coverage, but hide them.
+.PHONY: fuzz
+fuzz: export RUSTC_BOOTSTRAP = 1
+fuzz: tools ## Fuzz what reads checkpoints: FUZZ_SECONDS for each of FUZZ_TARGETS
+	@command -v cargo-fuzz >/dev/null || { echo "error: no cargo-fuzz; cargo install --locked cargo-fuzz@$(CARGO_FUZZ)" >&2; exit 1; }
+	for target in $(FUZZ_TARGETS); do \
+		cargo fuzz run --fuzz-dir tests/fuzz --target-dir $(abspath target/fuzz) --sanitizer none $$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=65536 -len_control=0 -timeout=10 \
+			-rss_limit_mb=2048 -malloc_limit_mb=512 -print_final_stats=1 || exit 1; \
+	done
+
 .PHONY: develop
 develop: $(VENV)/ready ## Build the Python package in place, for development
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --quiet --locked --extras $(EXTRAS)

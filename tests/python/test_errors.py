@@ -139,6 +139,54 @@ def test_weights_with_a_lying_header(tmp_path: Path) -> None:
         moshi_rs.Mimi.load(path)
 
 
+def safetensors_file(header: bytes, body: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header + body
+
+
+ONE = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "0 bytes: truncated download"),
+        (b"\xff" * 64, "too long"),
+        (safetensors_file(b"[]"), "its header"),
+        (safetensors_file(ONE, b"1234"), "tensor a ends at offset 8"),
+        (safetensors_file(ONE.replace(b"[2]", b"[3]"), b"12345678"), r"tensor a is F32 \[3\]"),
+        (safetensors_file(ONE.replace(b'"a"', b'"a\\n"')), "control characters"),
+        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1 is not read"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0), "do not fit into a file"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**60) + b"key 5", "a metadata key"),
+    ],
+)
+def test_hostile_weights(tmp_path: Path, content: bytes, words: str) -> None:
+    folder = copy_case("moshi", tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(errors.CheckpointError, match=words) as caught:
+        moshi_rs.LanguageModel.load(folder)
+    assert str(folder / "model.safetensors") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not valid JSON"),
+        (b"[" * 9999, "recursion limit"),
+        (b'{"dim": "\xff"}', "not UTF-8"),
+        (b" " * 5_000_000, "5000000 bytes; at most"),
+        (b'{"card": 1e300}', "field `card` is 1e"),
+    ],
+)
+def test_hostile_configs(tmp_path: Path, content: bytes, words: str) -> None:
+    folder = copy_case("moshi", tmp_path / "model")
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(errors.ConfigError, match=words) as caught:
+        moshi_rs.LanguageModel.load(folder)
+    assert str(folder / "config.json") in str(caught.value)
+
+
 def test_all_wrong_tensors_are_listed_at_once(tmp_path: Path) -> None:
     folder = copy_case("moshi", tmp_path / "model")
     weights = tensors(folder / "model.safetensors")

@@ -309,7 +309,7 @@ fn broken_json_is_refused() {
     let repo = TinyRepo::new();
     std::fs::write(repo.file("config.json"), [b'{', 0xff, b'}']).unwrap();
     let error = Repo::open(repo.path()).unwrap_err();
-    assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("config.json"));
+    assert!(matches!(error, Error::ConfigFile { .. }) && error.to_string().contains("config.json"));
 }
 
 #[test]

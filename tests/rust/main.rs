@@ -13,6 +13,7 @@ mod devices;
 mod formats;
 mod golden_vectors;
 mod hostile_configs;
+mod hostile_corpus;
 mod hostile_files;
 mod hostile_gguf;
 mod hostile_inputs;

@@ -59,9 +59,19 @@ pub(crate) fn report(error: &CliError) -> i32 {
     let broken_pipe =
         matches!(error, CliError::Output(e) if e.kind() == std::io::ErrorKind::BrokenPipe);
     if !broken_pipe {
-        let _ = writeln!(std::io::stderr(), "error: {error}");
+        let _ = writeln!(std::io::stderr(), "error: {}", one_line(&error.to_string()));
     }
     error.exit_code()
+}
+
+/// The text with control characters escaped: names in files may hold sequences that a terminal
+/// obeys.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
 }
 
 /// Prints a line to stdout.
@@ -146,5 +156,15 @@ impl LoadObserver for Loading {
 impl Drop for Loading {
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_one_line_whatever_names_are_in_them() {
+        assert_eq!(one_line("tensor a\nb\u{1b}[2J ü"), "tensor a\\nb\\u{1b}[2J ü");
     }
 }

@@ -167,14 +167,22 @@ impl fmt::Display for TensorProblems {
             ("unexpected", &self.unexpected),
             ("of another shape or type", &self.misshapen),
         ] {
-            if !names.is_empty() {
-                write!(f, "{separator}{} {label}: {}", names.len(), names.join(", "))?;
-                separator = "; ";
+            if names.is_empty() {
+                continue;
             }
+            let shown = names[..names.len().min(MAX_SHOWN)].join(", ");
+            write!(f, "{separator}{} {label}: {shown}", names.len())?;
+            if names.len() > MAX_SHOWN {
+                write!(f, " and {} more", names.len() - MAX_SHOWN)?;
+            }
+            separator = "; ";
         }
         Ok(())
     }
 }
+
+/// Names of each kind in a message; the lists have all of them.
+const MAX_SHOWN: usize = 50;
 
 /// Far above any audio, latent or condition, far below what overflows inside a model: one such
 /// value would stay in a stream's attention window as NaN.

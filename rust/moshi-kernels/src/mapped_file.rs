@@ -20,13 +20,19 @@ impl MappedFile {
     /// Maps the whole file.
     ///
     /// # Errors
-    /// Any I/O error of opening or mapping. An empty file maps to an empty slice.
+    /// Any I/O error of opening or mapping; one for what is no regular file. An empty file maps to
+    /// an empty slice.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let metadata = file.metadata()?;
+        // Before it is opened: opening a pipe waits for its writer.
+        let metadata = std::fs::metadata(path)?;
         if metadata.is_dir() {
             return Err(io::Error::new(io::ErrorKind::IsADirectory, "is a directory, not a file"));
         }
+        if !metadata.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file"));
+        }
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
         if metadata.len() == 0 {
             return Ok(Self { map: None });
         }
@@ -57,6 +63,15 @@ mod tests {
         assert_eq!(&*MappedFile::open(file.path()).unwrap(), b"weights");
         let missing = MappedFile::open(Path::new("/nonexistent/weights")).unwrap_err();
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn what_is_no_regular_file_is_refused_unopened() {
+        let device = MappedFile::open(Path::new("/dev/zero")).unwrap_err();
+        assert_eq!(device.kind(), io::ErrorKind::InvalidInput);
+        let folder = MappedFile::open(Path::new("/")).unwrap_err();
+        assert_eq!(folder.kind(), io::ErrorKind::IsADirectory);
     }
 
     #[test]

@@ -216,14 +216,10 @@ impl<'f> Catalog<'f> {
             values.extend(piece.read(self.file)?);
         }
         self.report(entry);
-        if let Some(lora) = self.lora {
+        check_finite(self.file, name, &values)?;
+        if let Some(lora) = self.lora.filter(|lora| lora.changes(name)) {
             lora.fuse(name, &mut values, entry.shape.last().copied().unwrap_or(1))?;
-        }
-        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-            return Err(Error::Checkpoint {
-                path: self.file.path().into(),
-                reason: format!("tensor {name} has the value {} at index {i}", values[i]),
-            });
+            check_finite(lora.file(), name, &values)?;
         }
         Ok(values)
     }
@@ -315,6 +311,14 @@ impl<'f> Catalog<'f> {
         });
         progress(bytes.sum::<usize>() as u64);
     }
+}
+
+fn check_finite(file: &TensorFile, name: &str, values: &[f32]) -> Result<()> {
+    let Some(i) = values.iter().position(|v| !v.is_finite()) else { return Ok(()) };
+    Err(Error::Checkpoint {
+        path: file.path().into(),
+        reason: format!("tensor {name} has the value {} at index {i}", values[i]),
+    })
 }
 
 fn refuse_foreign(file: &TensorFile) -> Result<()> {

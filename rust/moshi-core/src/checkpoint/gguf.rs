@@ -6,21 +6,14 @@
 //! hold before anything is reserved for it.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use moshi_kernels::scalar::BlockFormat;
 use safetensors::Dtype;
 
+use super::header::{Header, check_count, check_tensor, impossible};
 use super::tensor_file::{Encoding, TensorInfo};
 
 pub(super) const MAGIC: &[u8] = b"GGUF";
-
-/// What a header says.
-pub(super) struct Header {
-    pub(super) tensors: BTreeMap<String, TensorInfo>,
-    pub(super) metadata: BTreeMap<String, String>,
-    pub(super) bytes: Range<usize>,
-}
 
 /// Parses and checks a header; the error says what is wrong.
 pub(super) fn parse(file: &[u8]) -> Result<Header, String> {
@@ -39,6 +32,7 @@ pub(super) fn parse(file: &[u8]) -> Result<Header, String> {
     let metadata = read_metadata(&mut reader, entry_count)?;
     let alignment = alignment(&metadata)?;
     reader.check_count("tensors", tensor_count, MIN_TENSOR_BYTES)?;
+    check_count(tensor_count as usize)?;
     let records =
         (0..tensor_count).map(|_| read_record(&mut reader)).collect::<Result<Vec<_>, _>>()?;
     let start = reader.at.next_multiple_of(alignment);
@@ -122,12 +116,13 @@ fn read_value(
                 10..=12 => 8,
                 _ => 0,
             };
+            let what = format!("items of metadata {key}");
             if size > 0 {
-                reader.check_count(key, count, size)?;
+                reader.check_count(&what, count, size)?;
                 reader.take(count as usize * size)?;
             } else {
                 // A text or a list has a length of its own.
-                reader.check_count(key, count, size_of::<u64>())?;
+                reader.check_count(&what, count, size_of::<u64>())?;
                 for _ in 0..count {
                     read_value(reader, key, item, nesting - 1)?;
                 }
@@ -174,6 +169,7 @@ fn read_record(reader: &mut Reader<'_>) -> Result<Record, String> {
     }
     // Innermost first in the file, outermost first here.
     shape.reverse();
+    check_tensor(&name, &shape)?;
     Ok(Record { name, shape, kind: reader.u32()?, offset: reader.u64()? })
 }
 
@@ -203,7 +199,7 @@ impl Record {
                      values",
                     format.weights()
                 ),
-                _ => format!("tensor {name} has the impossible shape {shape:?}"),
+                _ => impossible(&name, &shape),
             });
         };
         if matches!(encoding, Encoding::Blocks(_)) && shape.len() < 2 {
@@ -313,7 +309,8 @@ impl<'a> Reader<'a> {
         if count <= room {
             return Ok(());
         }
-        Err(format!("{count} {what} do not fit into a file of {} bytes", self.bytes.len()))
+        let len = self.bytes.len();
+        Err(format!("{count} {what} do not fit into a file of {len} bytes: truncated download?"))
     }
 }
 

@@ -64,7 +64,7 @@ impl Lora {
                 (vec![format!("{base}weight")], rows)
             }
             Some((prefix, split)) => {
-                let sets = names::weight_sets(name, config);
+                let sets = names::weight_sets(prefix, config);
                 if !rows.is_multiple_of(sets) {
                     let problem = format!(
                         "{name} (adapter): {rows} rows do not divide by {sets} weight sets"

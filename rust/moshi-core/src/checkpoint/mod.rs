@@ -10,10 +10,12 @@
 mod catalog;
 mod fingerprint;
 mod gguf;
+mod header;
 pub mod layout;
 mod lora;
 mod names;
 mod repo;
+mod safetensors;
 mod source;
 mod tensor_file;
 

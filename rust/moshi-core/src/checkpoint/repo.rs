@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use moshi_kernels::MappedFile;
+
 use super::source::{FileSource, Folder, is_plain};
 use crate::config::{LmConfig, MimiConfig};
 use crate::error::{Error, Result};
@@ -279,7 +281,7 @@ fn config_beside_codec(source: &dyn FileSource) -> Result<MimiConfig> {
 
 /// True for a `config.json` of Hugging Face's codec class.
 fn is_codec_config(path: &Path) -> bool {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let text = read_text(path).unwrap_or_default();
     let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     json["model_type"] == "mimi"
 }
@@ -288,7 +290,18 @@ fn codec_config(path: &Path) -> Result<MimiConfig> {
     MimiConfig::from_json(&path.display().to_string(), &read_text(path)?)
 }
 
-/// Reads a text file.
+/// Reads a text file of a size that configs have.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|e| Error::read(path, e))
+    // Also an error for a pipe or a device, which may never end.
+    let bytes = MappedFile::open(path).map_err(|e| Error::read(path, e))?;
+    if bytes.len() > MAX_TEXT_BYTES {
+        let reason = format!("has {} bytes; at most {MAX_TEXT_BYTES} are read", bytes.len());
+        return Err(Error::ConfigFile { file: path.display().to_string(), reason });
+    }
+    String::from_utf8(bytes.to_vec()).map_err(|e| Error::ConfigFile {
+        file: path.display().to_string(),
+        reason: format!("is not UTF-8 text: {e}"),
+    })
 }
+
+const MAX_TEXT_BYTES: usize = 4 << 20;

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use moshi_kernels::MappedFile;
 use moshi_kernels::scalar::BlockFormat;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 
-use super::gguf::{self, Header};
+use super::header::Header;
+use super::{gguf, safetensors as safetensors_header};
 use crate::error::{Error, Result};
 
 /// How a file stores the values of a tensor.
@@ -75,16 +76,16 @@ impl TensorFile {
     /// [`Error::NotFound`], [`Error::Io`], or [`Error::Checkpoint`] saying what is wrong.
     pub fn open(path: &Path) -> Result<Self> {
         let map = MappedFile::open(path).map_err(|e| Error::read(path, e))?;
-        let (container, parsed) = if map.starts_with(gguf::MAGIC) {
-            (
-                Container::Gguf,
-                gguf::parse(&map).map_err(|e| format!("not a readable GGUF file: {e}")),
-            )
+        let (container, kind, parsed) = if map.starts_with(gguf::MAGIC) {
+            (Container::Gguf, "GGUF", gguf::parse(&map))
         } else {
-            (Container::Safetensors, parse_safetensors(&map))
+            (Container::Safetensors, "safetensors", safetensors_header::parse(&map))
         };
-        let bad = |reason| Error::Checkpoint { path: path.into(), reason };
-        let Header { tensors, metadata, bytes: header } = parsed.map_err(bad)?;
+        let Header { tensors, metadata, bytes: header } =
+            parsed.map_err(|reason| Error::Checkpoint {
+                path: path.into(),
+                reason: format!("not a readable {kind} file: {reason}"),
+            })?;
         Ok(Self { path: path.into(), map, container, header, tensors, metadata })
     }
 
@@ -162,10 +163,14 @@ impl TensorFile {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] for an unknown name.
+    ///
+    /// # Panics
+    /// For rows that the tensor does not have.
     pub fn row_bytes(&self, name: &str, rows: Range<usize>) -> Result<(Encoding, &[u8])> {
         let info = self.info(name)?;
-        let total_rows = info.shape.first().copied().unwrap_or(1).max(1);
-        let row_bytes = info.bytes.len() / total_rows;
+        let total_rows = info.shape.first().copied().unwrap_or(1);
+        assert!(rows.end <= total_rows, "rows {rows:?} of {name} {:?}", info.shape);
+        let row_bytes = info.bytes.len() / total_rows.max(1);
         let start = info.bytes.start;
         let range = start + rows.start * row_bytes..start + rows.end * row_bytes;
         Ok((info.encoding, &self.map[range]))
@@ -216,35 +221,5 @@ impl TensorFile {
     }
 }
 
-/// Parses the header of a safetensors file, whose data must be what it describes, without gaps.
-fn parse_safetensors(file: &[u8]) -> Result<Header, String> {
-    let (header_len, parsed) = SafeTensors::read_metadata(file)
-        .map_err(|e| format!("not a valid safetensors file: {e}"))?;
-    // The length prefix is eight bytes, after which offsets count from the header's end.
-    let data_start = header_len + LENGTH_PREFIX;
-    let mut tensors = BTreeMap::new();
-    for (name, info) in parsed.tensors() {
-        let (from, to) = info.data_offsets;
-        let bytes = data_start + from..data_start + to;
-        if bytes.end > file.len() {
-            return Err(format!(
-                "tensor {name} ends at byte {}, the file has {}: truncated download?",
-                bytes.end,
-                file.len()
-            ));
-        }
-        let (encoding, shape) = (Encoding::Plain(info.dtype), info.shape.clone());
-        tensors.insert(name, TensorInfo { encoding, shape, bytes });
-    }
-    let end = tensors.values().map(|info| info.bytes.end).max().unwrap_or(data_start);
-    if end != file.len() {
-        return Err(format!("the header describes {end} bytes, the file has {}", file.len()));
-    }
-    let metadata = parsed.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone()));
-    Ok(Header { tensors, metadata: metadata.collect(), bytes: 0..data_start })
-}
-
 const FLOATS: &str = "F32, F16 or BF16";
 const INTEGERS: &str = "I64, I32, U32, I16, U16, U8 or BOOL";
-
-const LENGTH_PREFIX: usize = 8;

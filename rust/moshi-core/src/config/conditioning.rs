@@ -1,6 +1,7 @@
 //! Config of conditions: which values steer a model, and how they enter it.
 
 use super::Fields;
+use super::fields::MAX_COUNT;
 use crate::error::Result;
 
 /// One named condition.
@@ -68,8 +69,7 @@ pub struct FuserConfig {
 /// Parses `conditioners`, sorted by name.
 pub(super) fn conditioners(f: &Fields<'_>) -> Result<Vec<ConditionerConfig>> {
     let Some(all) = f.object("conditioners")? else { return Ok(Vec::new()) };
-    let mut names: Vec<String> = all.names().map(String::from).collect();
-    names.sort();
+    let names = condition_names(f, &all)?;
     let mut conditioners = Vec::with_capacity(names.len());
     for name in names {
         let wrong = || all.error(&name, "not an object", "expected an object with a `type`");
@@ -90,6 +90,17 @@ pub(super) fn conditioners(f: &Fields<'_>) -> Result<Vec<ConditionerConfig>> {
     Ok(conditioners)
 }
 
+/// Names of the entries of `conditioners`, sorted.
+pub(super) fn condition_names(f: &Fields<'_>, all: &Fields<'_>) -> Result<Vec<String>> {
+    let mut names: Vec<String> = all.names().map(String::from).collect();
+    if names.len() > MAX_COUNT {
+        let reason = format!("must be at most {MAX_COUNT} conditions");
+        return Err(f.error("conditioners", names.len(), reason));
+    }
+    names.sort();
+    Ok(names)
+}
+
 /// Parses `fuser`, whose names must be conditioners.
 pub(super) fn fuser(f: &Fields<'_>, conditioners: &[ConditionerConfig]) -> Result<FuserConfig> {
     let Some(fuser) = f.object("fuser")? else { return Ok(FuserConfig::default()) };
@@ -100,6 +111,10 @@ pub(super) fn fuser(f: &Fields<'_>, conditioners: &[ConditionerConfig]) -> Resul
     }
     let (sum, cross) = (fuser.texts("sum")?, fuser.texts("cross")?);
     for (field, names) in [("sum", &sum), ("cross", &cross)] {
+        if names.len() > MAX_COUNT {
+            let reason = format!("must name at most {MAX_COUNT} conditions");
+            return Err(fuser.error(field, names.len(), reason));
+        }
         for name in names {
             if !conditioners.iter().any(|c| c.name == *name) {
                 return Err(fuser.error(field, format!("\"{name}\""), "names no conditioner"));

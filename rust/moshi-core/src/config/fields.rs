@@ -14,6 +14,18 @@ const MAX_SIZE: u64 = 1 << 24;
 pub(super) const MAX_COUNT: usize = 512;
 /// Upper bound of attention windows: rings of it still fit a machine's address space.
 pub(super) const MAX_CONTEXT: usize = 1 << 16;
+/// Characters of a value in a message.
+const MAX_SHOWN: usize = 200;
+
+/// A value for a message, cut where it becomes a page.
+fn shortened(value: impl Display) -> String {
+    let mut text = value.to_string();
+    if let Some((end, _)) = text.char_indices().nth(MAX_SHOWN) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
 
 /// One object of a config file; remembers which fields were asked for.
 #[derive(Clone)]
@@ -36,7 +48,7 @@ impl<'a> Fields<'a> {
             }
             other => Err(Error::ConfigFile {
                 file: file.into(),
-                reason: format!("expected an object at `{prefix}`, got {other}"),
+                reason: format!("expected an object at `{prefix}`, got {}", shortened(other)),
             }),
         }
     }
@@ -46,7 +58,7 @@ impl<'a> Fields<'a> {
         Error::Config {
             file: self.file.into(),
             field: format!("{}{name}", self.prefix),
-            value: value.to_string(),
+            value: shortened(value),
             reason: reason.into(),
         }
     }

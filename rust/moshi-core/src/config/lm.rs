@@ -319,6 +319,8 @@ pub(crate) const MAX_TEMPERATURE: f64 = 100.0;
 const MAX_GUIDANCE: f64 = 1000.0;
 /// Below this, the gated width is zero.
 const MIN_FEEDFORWARD: usize = 2;
+/// Weight sets of all layers of the depth transformer: ten times what any released model has.
+const MAX_LAYER_SETS: usize = 1 << 13;
 /// Ten seconds: far above the two frames of released models, low enough to bound the delay cache.
 pub(super) const MAX_DELAY: usize = 125;
 
@@ -381,6 +383,14 @@ pub(super) fn check_heads(
 pub(super) fn check_feed_forward(width: usize) -> Result<(), String> {
     if width < MIN_FEEDFORWARD {
         return Err(format!("gives a feed-forward width below {MIN_FEEDFORWARD}"));
+    }
+    Ok(())
+}
+
+/// Refuses a depth transformer of more tensors than are worth listing.
+pub(super) fn check_layer_sets(layers: usize, sets: usize) -> Result<(), String> {
+    if layers * sets > MAX_LAYER_SETS {
+        return Err(format!("times {sets} weight sets must be at most {MAX_LAYER_SETS}"));
     }
     Ok(())
 }
@@ -466,6 +476,9 @@ fn depth(f: &Fields<'_>, num_generated: usize) -> Result<Option<DepthConfig>> {
         None => (0..num_generated).collect(),
         Some(schedule) => check_schedule(f, schedule, num_generated)?,
     };
+    let sets = schedule.iter().max().map_or(0, |max| max + 1);
+    check_layer_sets(shape.num_layers, sets)
+        .map_err(|reason| f.error("depformer_num_layers", shape.num_layers, reason))?;
     let output_norm = match f.get("depformer_norm") {
         None => None,
         Some(_) => match f.only("depformer_norm", &["layer_norm", "rms_norm_f32"], "")?.as_str() {

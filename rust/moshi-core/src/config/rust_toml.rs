@@ -8,11 +8,11 @@
 
 use serde_json::Value;
 
-use super::conditioning::{ConditionerConfig, ConditionerKind, FuserConfig};
+use super::conditioning::{ConditionerConfig, ConditionerKind, FuserConfig, condition_names};
 use super::fields::{MAX_CONTEXT, MAX_COUNT};
 use super::lm::{
     DEFAULT_MIMI_NAME, DEFAULT_TOKENIZER_NAME, MAX_DELAY, TEXT_END_TOKEN, check_feed_forward,
-    check_heads,
+    check_heads, check_layer_sets,
 };
 use super::{
     DepthConfig, Fields, GenerationConfig, LmConfig, ModelFiles, ModelType, TemporalConfig,
@@ -29,7 +29,7 @@ impl LmConfig {
     pub fn from_toml(file: &str, text: &str) -> Result<Self> {
         let value: Value = toml::from_str(text).map_err(|e| Error::ConfigFile {
             file: file.into(),
-            reason: format!("not valid TOML: {}", e.to_string().trim_end()),
+            reason: format!("not valid TOML in line {}: {}", line_of(text, &e), e.message()),
         })?;
         if let Some(field) = not_finite(&value) {
             return Err(Error::Config {
@@ -45,6 +45,12 @@ impl LmConfig {
         model.warn_about_unknown();
         Ok(config)
     }
+}
+
+/// The line that an error is about; its own text is a page with a drawing.
+fn line_of(text: &str, error: &toml::de::Error) -> usize {
+    let before = error.span().map_or("", |span| text.get(..span.start).unwrap_or(text));
+    1 + before.matches('\n').count()
 }
 
 /// Name of a field that is infinite or not a number. TOML has no null, JSON no such numbers, so
@@ -225,14 +231,15 @@ fn depth(model: &Fields<'_>) -> Result<Option<DepthConfig>> {
     let slices = depth.at_most("num_slices", depth.required("num_slices")?, MAX_COUNT)?;
     let low_rank = depth.size("low_rank_embeddings")?.filter(|&rank| rank > 0);
     depth.warn_about_unknown();
+    check_layer_sets(shape.num_layers, slices)
+        .map_err(|reason| table.error("num_layers", shape.num_layers, reason))?;
     let schedule = (0..slices).collect();
     Ok(Some(DepthConfig { shape, schedule, low_rank, output_norm: None }))
 }
 
 fn conditioners(model: &Fields<'_>) -> Result<Vec<ConditionerConfig>> {
     let Some(all) = model.object("conditioners")? else { return Ok(Vec::new()) };
-    let mut names: Vec<String> = all.names().map(String::from).collect();
-    names.sort();
+    let names = condition_names(model, &all)?;
     let one = |name: String| {
         let wrong = || all.error(&name, "not a table", "expected a table with a `type`");
         let fields = all.object(&name)?.ok_or_else(wrong)?;

@@ -69,7 +69,8 @@ impl LmMemory {
         catalog.check(&expected)?;
         let footprint = Footprint::new(exec, catalog, &expected, dtype);
         let rings = |shape: &TransformerShape, positions: usize| {
-            (2 * shape.num_layers * shape.heads.key_width() * positions * size_of::<f32>()) as u64
+            let values = 2 * shape.num_layers as u64 * shape.heads.key_width() as u64;
+            values * positions as u64 * size_of::<f32>() as u64
         };
         let depth = config.depth.as_ref().map(|d| rings(&d.shape, config.num_generated));
         let temporal = rings(&config.temporal.shape, config.temporal.context);

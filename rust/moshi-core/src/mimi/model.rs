@@ -113,12 +113,24 @@ impl MimiMemory {
                 }
         };
         let used = layout::mimi(config).into_iter().filter(|tensor| !unused(&tensor.name));
-        let values: usize = used.map(|tensor| tensor.shapes[0].iter().product::<usize>()).sum();
+        // A config may ask for more than there are bytes in the world; no file will have it.
+        let bytes_of = |sizes: &[usize]| {
+            let value_bytes = size_of::<f32>() as u64;
+            sizes.iter().fold(value_bytes, |bytes, &size| bytes.saturating_mul(size as u64))
+        };
+        let weight_bytes = used.map(|tensor| bytes_of(&tensor.shapes[0]));
         let sides = if options.parts == MimiParts::Both { 2 } else { 1 };
         let window = options.window.unwrap_or(config.context);
-        let kept = sides * config.num_layers * 2 * config.heads.key_width() * window;
-        let bytes = |values: usize| (values * size_of::<f32>()) as u64;
-        Self { weight_bytes: bytes(values), stream_bytes: bytes(kept) }
+        Self {
+            weight_bytes: weight_bytes.fold(0, u64::saturating_add),
+            stream_bytes: bytes_of(&[
+                sides,
+                config.num_layers,
+                2,
+                config.heads.key_width(),
+                window,
+            ]),
+        }
     }
 }
 

@@ -99,8 +99,8 @@ pub(in crate::checkpoint) fn language_model(
             }
         }
     }
-    join_cross_projections(&mut entries);
     quantised::attach_scales(file, &mut entries, problems);
+    join_cross_projections(&mut entries);
     entries
 }
 
@@ -165,8 +165,12 @@ fn join_cross_projections(entries: &mut BTreeMap<String, Entry>) {
         let prefix = name.trim_end_matches("in_proj_weight_q");
         let (rest, joined) =
             (format!("{prefix}in_proj_weight_kv"), format!("{prefix}in_projs.0.weight"));
-        let columns = |name: &str| entries.get(name).and_then(|e| e.shape.get(1).copied());
-        if entries.contains_key(&joined) || columns(&name) != columns(&rest) {
+        let columns = |name: &str| match entries.get(name)?.shape.as_slice() {
+            &[_, columns] => Some(columns),
+            _ => None,
+        };
+        let alike = columns(&name).is_some() && columns(&name) == columns(&rest);
+        if !alike || entries.contains_key(&joined) {
             continue;
         }
         let (Some(mut queries), Some(others)) = (entries.remove(&name), entries.remove(&rest))
@@ -190,7 +194,7 @@ fn pytorch(
     let Some((prefix, split)) = packed_projection(name, "weight") else {
         return Ok(vec![(name.into(), whole(tensor, shape))]);
     };
-    let sets = weight_sets(name, config);
+    let sets = weight_sets(prefix, config);
     let &[rows, _] = shape else {
         return Err(format!("{tensor}: expected a matrix, got {shape:?}"));
     };
@@ -208,10 +212,16 @@ fn pytorch(
     Ok(entries.collect())
 }
 
-/// Weight sets that are packed into one tensor of this name.
-pub(in crate::checkpoint) fn weight_sets(name: &str, config: &LmConfig) -> usize {
-    match &config.depth {
-        Some(depth) if name.starts_with("depformer.") => depth.num_sets(),
+/// Weight sets that are packed into one tensor whose name begins with `prefix`: 1 but for the
+/// self-attentions of the depth transformer.
+pub(in crate::checkpoint) fn weight_sets(prefix: &str, config: &LmConfig) -> usize {
+    let Some(depth) = &config.depth else { return 1 };
+    let layer = prefix
+        .strip_prefix("depformer.layers.")
+        .and_then(|rest| rest.strip_suffix(".self_attn")?.parse::<usize>().ok());
+    // A layer that the model lacks is not worth an entry for every set.
+    match layer {
+        Some(layer) if layer < depth.shape.num_layers => depth.num_sets(),
         _ => 1,
     }
 }

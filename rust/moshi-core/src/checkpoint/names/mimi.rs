@@ -125,8 +125,8 @@ pub(in crate::checkpoint) fn mimi_from_hugging_face(
         };
         let shape_of = |name: &String| file.tensors()[name].shape.clone();
         let mut shape = shape_of(q);
-        let square = shape.len() == 2 && shape_of(k) == shape && shape_of(v) == shape;
-        if !square || !shape[0].is_multiple_of(2 * num_heads) {
+        let alike = shape.len() == 2 && shape_of(k) == shape && shape_of(v) == shape;
+        if !alike || shape.contains(&0) || !shape[0].is_multiple_of(2 * num_heads) {
             for name in [q, k, v] {
                 entries.insert(name.clone(), whole(name, &shape_of(name)));
             }
