@@ -10,6 +10,7 @@ mod support;
 mod batching;
 mod cli;
 mod devices;
+mod few_bits;
 mod formats;
 mod golden_vectors;
 mod hostile_configs;
