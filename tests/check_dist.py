@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 LICENSES = {"LICENSE-APACHE", "LICENSE-MIT", "THIRD-PARTY-LICENSES"}
 PACKAGE = {"__init__.py", "__main__.py", "_core.pyi", "cli.py", "errors.py", "py.typed"}
-NATIVE = re.compile(r"_core\.(abi3\.so|cp\w+\.pyd|cpython-\w+(-\w+)*\.so|pyd)")
+NATIVE = re.compile(r"_core\.(abi3\.so|cp\w+(-\w+)*\.pyd|cpython-\w+(-\w+)*\.so|pyd)")
 SDIST = {*LICENSES, "Cargo.lock", "Cargo.toml", "README.md", "pyproject.toml", "python", "rust"}
 SDIST_BYTES = 4 << 20
 
