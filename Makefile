@@ -147,8 +147,8 @@ dist: $(VENV)/release ## Build a portable Linux wheel and the source distributio
 	$(BIN)/maturin sdist --out dist
 
 .PHONY: check-dist
-check-dist: $(VENV)/release ## Check every file of dist/ as it would be published
-	$(BIN)/python tests/check_dist.py dist
+check-dist: $(VENV)/release ## Check every file of dist/ as it would be published, for RELEASE_TAG=v... if given
+	$(BIN)/python tests/check_dist.py dist $(if $(RELEASE_TAG),--tag "$$RELEASE_TAG")
 
 .PHONY: smoke
 smoke: $(VENV)/ready ## Build a wheel, install and try it on every Python found, or on PYTHONS="..."

@@ -83,16 +83,28 @@ def check_sdist(sdist: Path) -> str:
     return f"{len(members)} files, {unpacked >> 10} KiB unpacked"
 
 
+def check_version(files: list[Path], tag: str | None) -> str:
+    """The one version of all files, which a tag must name."""
+    versions = {file.name.removesuffix(".tar.gz").split("-")[1] for file in files}
+    expect(len(versions) == 1, f"the files have the versions {sorted(versions)}")
+    (version,) = versions
+    expect(tag in {None, f"v{version}"}, f"the tag {tag} is not v{version}, the version built")
+    return version
+
+
 def main() -> None:
     """Checks every file of a folder."""
     parser = argparse.ArgumentParser(description="Check wheels and source distribution.")
     parser.add_argument("dist", type=Path, help="a folder with at least one wheel and one sdist")
-    dist = parser.parse_args().dist
+    parser.add_argument("--tag", help="the tag of the release, which must be v and the version")
+    args = parser.parse_args()
+    dist: Path = args.dist
     wheels, sdists = sorted(dist.glob("*.whl")), sorted(dist.glob("*.tar.gz"))
     strays = {*dist.iterdir()} - {*wheels, *sdists}
     expect(bool(wheels), f"no wheel in {dist}; make dist builds one")
     expect(len(sdists) == 1, f"{len(sdists)} source distributions in {dist}, not one")
     expect(not strays, f"{dist} also holds {sorted(stray.name for stray in strays)}")
+    print(f"version {check_version([*wheels, *sdists], args.tag)}")
     print(tool("twine", "check", "--strict", *wheels, *sdists))
     for wheel in wheels:
         print(f"{wheel.name}: {check_wheel(wheel)}")
