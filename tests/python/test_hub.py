@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 import moshi_rs
 from fake_hub import COMMIT, REPO, FakeHub, serve
 from moshi_rs import errors
-from support import DIALOGUE, GREEDY, Array, run
+from support import DIALOGUE, GREEDY, Array, copy_case, edit_config, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,6 +173,25 @@ def test_info_states_licence_and_origin_without_weights(hub: FakeHub) -> None:
     assert "license: cc-by-4.0" in text
     assert "license_name: not stated" in text
     assert command("info", REPO, "--revision", "v9").returncode == 3
+
+
+def test_nothing_in_a_repository_reaches_the_terminal_as_a_command(tmp_path: Path) -> None:
+    folder = copy_case("dialogue_repo", tmp_path / "hostile")
+    (folder / "README.md").write_text(
+        '---\nlicense: "\\e]0;title\\x07mit"\nbase_model: ["\\e[2J", "\\x9bm"]\n---\n'
+    )
+    named = {"loud\x07": {"type": "tensor", "tensor": {"dim": 4}}}
+    edit_config(folder, conditioners=named, **{"new\x1b[2J": 1})
+    done = command("info", str(folder))
+    assert done.returncode == 0, done.stderr
+    for shown in (
+        "\\u{1b}]0;title\\u{7}mit",
+        "\\u{1b}[2J, \\u{9b}m",
+        "conditions: loud\\u{7}",
+    ):
+        assert shown in done.stdout
+    assert "unknown field `new\\u{1b}[2J` ignored" in done.stderr
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", done.stdout + done.stderr)
 
 
 def test_info_of_a_folder_states_what_it_knows() -> None:

@@ -323,9 +323,19 @@ fn file_names_stay_inside_the_folder() {
     };
     let fields = ["moshi_name", "mimi_name", "tokenizer_name", "mimi_config_name", "lora_name"];
     for field in fields {
-        for name in
-            ["../weights", "a/../../weights", "/etc/passwd", "..", ".", "", "./model.safetensors"]
-        {
+        for name in [
+            "../weights",
+            "a/../../weights",
+            "/etc/passwd",
+            "..",
+            ".",
+            "",
+            "./model.safetensors",
+            "a//model.safetensors",
+            "a/./model.safetensors",
+            "model.safetensors/",
+            "hf://owner/repo/a//b.bin",
+        ] {
             let result = load(field, name);
             let Err(error @ Error::Config { .. }) = result else {
                 panic!("{field} = {name:?}: {result:?}")

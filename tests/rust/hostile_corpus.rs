@@ -315,13 +315,17 @@ fn safetensors(repo: &TinyRepo) -> Vec<Hostile> {
     }
     for (name, kind) in [
         ("llm.text_emb.weight", "MoshiVis"),
-        ("model.layers.0.mlp.up_proj.weight", "transformers layout"),
+        ("audio_linears.0.weight", "MoshiVis"),
+        ("model.layers.0.mlp.up_proj.weight", "take the `-pytorch-` repository"),
+        ("decoder.model.embed_tokens.weight", "take the `-pytorch-` repository"),
+        ("codec_model.quantizer.layers.0.weight", "take the `-pytorch-` repository"),
     ] {
         let mut foreign = Tensors::default();
         foreign.insert(name, ones(&[1]));
         add(Ends::Checkpoint, kind, saved(&foreign));
     }
     let codec = Tensors::read(&repo.file(CODEC));
+    add(Ends::Tensors, "unexpected: decoder.model.0.conv.conv.bias", saved(&codec));
     let mut add = |ends, words: &str, bytes| {
         all.push(Hostile { file: CODEC, bytes, ends, words: words.into() });
     };
@@ -426,6 +430,7 @@ fn configs() -> Vec<Hostile> {
             }),
         ),
         ("field `mimi_name` is \"../x\": must be a file inside", json!({"mimi_name": "../x"})),
+        ("field `mimi_name` is \"a//x\": must be a file inside", json!({"mimi_name": "a//x"})),
         ("field `moshi_name` is 7: expected a text", json!({"moshi_name": 7})),
         ("field `depformer_num_heads` is [[[", json!({"depformer_num_heads": nested(100)})),
     ] {

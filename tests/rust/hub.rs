@@ -349,6 +349,29 @@ fn hostile_names_reach_nothing() {
 }
 
 #[test]
+fn a_config_from_a_hub_names_no_file_of_this_machine() {
+    let folder = golden("dialogue_repo");
+    let (text, tokenizer) =
+        (std::fs::read_to_string(folder.join("config.json")).unwrap(), folder.join("tokenizer.model"));
+    for field in ["moshi_name", "mimi_name", "tokenizer_name", "mimi_config_name", "lora_name"] {
+        for path in [tokenizer.to_str().unwrap(), r"\\server\share\x", "//server/share/x", ""] {
+            let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+            config[field] = format!("file://{path}").into();
+            let (hub, cache) = (FakeHub::of_folder(&folder), cache());
+            hub.put("config.json", config.to_string());
+            let error = open_repo(Path::new(REPO), &options(&hub, &cache))
+                .and_then(|repo| {
+                    Model::from_repo(&Scalar, &repo, &LoadOptions::default(), &NoObserver)
+                })
+                .map(drop)
+                .unwrap_err();
+            assert!(matches!(&error, Error::Config { field: f, .. } if f == field), "{error}");
+            assert!(error.to_string().contains("only a model folder"), "{error}");
+        }
+    }
+}
+
+#[test]
 fn odd_but_legal_names_are_escaped() {
     let name = "Größe #1 50%?.txt";
     let escaped = "Gr%C3%B6%C3%9Fe%20%231%2050%25%3F.txt";

@@ -64,9 +64,9 @@ pub(crate) fn report(error: &CliError) -> i32 {
     error.exit_code()
 }
 
-/// The text with control characters escaped: names in files may hold sequences that a terminal
-/// obeys.
-fn one_line(text: &str) -> String {
+/// The text with control characters escaped: names and texts in files may hold sequences that a
+/// terminal obeys.
+pub(crate) fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }

@@ -110,6 +110,11 @@ impl FakeHub {
         self.state().storage = Some(storage.address());
     }
 
+    /// Adds or replaces a file.
+    pub(crate) fn put(&self, name: &str, content: impl Into<Vec<u8>>) {
+        self.state().files.insert(name.into(), content.into());
+    }
+
     pub(crate) fn list_also(&self, names: &[&str]) {
         self.state().extra_names = names.iter().map(|name| (*name).to_owned()).collect();
     }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::card::Card;
 use crate::hub;
 use crate::options::InfoArgs;
-use crate::output::{Result, line};
+use crate::output::{Result, line, one_line};
 
 pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
     let options = HubOptions { skip_weights: true, ..hub::options(args.revision.as_ref()) };
@@ -64,11 +64,11 @@ pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
     }
     for (section, value) in facts.as_object().into_iter().flatten() {
         match value.as_object() {
-            None => line(format_args!("{section}: {}", plain(value)))?,
+            None => line(one_line(&format!("{section}: {}", plain(value))))?,
             Some(fields) => {
                 line(format_args!("{section}:"))?;
                 for (name, value) in fields {
-                    line(format_args!("  {name}: {}", plain(value)))?;
+                    line(one_line(&format!("  {name}: {}", plain(value))))?;
                 }
             }
         }

@@ -90,7 +90,7 @@ impl<'f> Catalog<'f> {
     /// # Errors
     /// [`Error::Checkpoint`] for a layout that this engine does not read.
     pub fn language_model(file: &'f TensorFile, config: &LmConfig) -> Result<Self> {
-        refuse_foreign(file)?;
+        refuse(file, names::foreign_layout(file).or_else(|| names::foreign_language_model(file)))?;
         let mut problems = TensorProblems::default();
         let entries = names::language_model(file, config, &mut problems);
         Ok(Self { file, layout: Layout::of(file), lora: None, progress: None, entries, problems })
@@ -105,7 +105,7 @@ impl<'f> Catalog<'f> {
         let entries = if file.tensors().contains_key("encoder.layers.0.conv.weight") {
             names::mimi_from_hugging_face(file, num_heads, &mut problems)
         } else {
-            refuse_foreign(file)?;
+            refuse(file, names::foreign_layout(file))?;
             names::mimi(file, &mut problems)
         };
         Ok(Self { file, layout: Layout::PyTorch, lora: None, progress: None, entries, problems })
@@ -321,8 +321,9 @@ fn check_finite(file: &TensorFile, name: &str, values: &[f32]) -> Result<()> {
     })
 }
 
-fn refuse_foreign(file: &TensorFile) -> Result<()> {
-    match names::foreign_layout(file) {
+/// An error about a file whose layout is a known one of others.
+fn refuse(file: &TensorFile, foreign: Option<&str>) -> Result<()> {
+    match foreign {
         None => Ok(()),
         Some(known) => Err(Error::Checkpoint { path: file.path().into(), reason: known.into() }),
     }

@@ -109,7 +109,7 @@ impl Repo {
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is no such file, [`Error::Config`] for a name that leaves
-    /// the repository.
+    /// the repository, which only a local folder's config may have, as `file://PATH`.
     pub fn moshi_path(&self) -> Result<PathBuf> {
         self.resolve("moshi_name", &self.weights_name)
     }
@@ -148,6 +148,9 @@ impl Repo {
             reason: reason.into(),
         };
         if let Some(path) = name.strip_prefix("file://") {
+            if !self.source.is_local() {
+                return Err(refuse("only a model folder may name files outside; download this one"));
+            }
             return Ok(PathBuf::from(path));
         }
         if let Some(rest) = name.strip_prefix("hf://") {

@@ -28,6 +28,10 @@ pub trait FileSource: Debug + Send + Sync {
     /// # Errors
     /// When it cannot be had.
     fn find_elsewhere(&self, repo: &str, name: &str) -> Result<PathBuf>;
+    /// True for files of this machine, whose configs may name others of it, as `file://PATH`.
+    fn is_local(&self) -> bool {
+        false
+    }
     /// What to do about a file that `find` has not found, starting with a separator, or empty.
     fn hint(&self, _name: &str) -> String {
         String::new()
@@ -56,6 +60,10 @@ impl Folder {
 }
 
 impl FileSource for Folder {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn label(&self) -> String {
         self.0.display().to_string()
     }
@@ -91,5 +99,7 @@ impl FileSource for Folder {
 /// True for a name that cannot leave the repository.
 pub fn is_plain(name: &str) -> bool {
     let inside = Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
-    !name.is_empty() && inside && !name.contains('\\')
+    // Parts that `components` passes over.
+    let odd = |part: &str| matches!(part, "" | ".");
+    inside && !name.split('/').any(odd) && !name.contains('\\')
 }

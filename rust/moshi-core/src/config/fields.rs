@@ -233,7 +233,9 @@ impl<'a> Fields<'a> {
     pub fn warn_about_unknown(&self) {
         for name in self.map.keys() {
             if !self.asked.borrow().contains(name) {
-                log::warn!("config {}: unknown field `{}{name}` ignored", self.file, self.prefix);
+                // A name may hold sequences that a terminal obeys.
+                let field = format!("{}{name}", self.prefix);
+                log::warn!("config {}: unknown field `{}` ignored", self.file, field.escape_debug());
             }
         }
     }

@@ -22,18 +22,28 @@ pub(super) fn foreign_layout(file: &TensorFile) -> Option<&'static str> {
     if any(".lora_A.weight") && !has("text_linear.weight") {
         return Some("is a LoRA adapter, not a model; name it as `lora_name` in config.json");
     }
-    if tensors.keys().any(|name| name.starts_with("llm.")) {
-        return Some("is a MoshiVis checkpoint, which this version does not run");
-    }
     if has("encoder.init_conv1d.conv.conv.weight") {
         return Some("is a codec saved by MLX; use the original safetensors file");
     }
-    if tensors.keys().any(|name| name.starts_with("model.layers.")) {
-        return Some(
-            "is in the Hugging Face transformers layout, which this version does not read",
-        );
-    }
     None
+}
+
+/// As [`foreign_layout`], for the names that only language models have.
+pub(super) fn foreign_language_model(file: &TensorFile) -> Option<&'static str> {
+    let names = || file.tensors().keys();
+    if names().any(|name| name.starts_with("llm.") || name.starts_with("audio_linears.")) {
+        return Some("is a MoshiVis checkpoint, which this version does not run");
+    }
+    let transformers = |name: &String| {
+        // In a codec of Kyutai's naming, a number follows.
+        let decoder = name.strip_prefix("decoder.model.");
+        decoder.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+            || ["model.layers.", "codec_model."].iter().any(|start| name.starts_with(start))
+    };
+    names().any(transformers).then_some(
+        "is in the Hugging Face transformers layout, which this version does not read; take the \
+         `-pytorch-` repository of the model",
+    )
 }
 
 fn whole(name: &str, shape: &[usize]) -> Entry {
