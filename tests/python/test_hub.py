@@ -194,6 +194,30 @@ def test_nothing_in_a_repository_reaches_the_terminal_as_a_command(tmp_path: Pat
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", done.stdout + done.stderr)
 
 
+def test_a_config_in_toml_warns_of_what_it_does_not_know(tmp_path: Path) -> None:
+    folder = copy_case("dialogue_repo", tmp_path / "rust")
+    (folder / "config.json").unlink()
+    shape = "d_model = 64\nnum_heads = 4\nnum_layers = 1\ndim_feedforward = 256\ncontext = 8"
+    kind = 'gating = "silu"\nnorm = "RmsNorm"\npositional_embedding = "Rope"'
+    sizes = "text_in_vocab_size = 51\ntext_out_vocab_size = 50\naudio_vocab_size = 17"
+    bare = f"{sizes}\naudio_codebooks = 4\nodd = 1\n[transformer]\n{shape}\n{kind}\n"
+    files = 'moshi_name = "model.safetensors"\nmimi_name = "mimi.safetensors"\n'
+    server = (
+        'static_dir = "static"\nport = 1\n[modules.asr]\npath = "/asr"\ntype = "BatchedAsr"\n'
+        'batch_size = 64\nasr_delay_in_tokens = 6\nnoise = 1\n[modules.asr.gen]\nloud = true\n'
+        f"[modules.asr.model]\n{bare.replace('[transformer]', '[modules.asr.model.transformer]')}"
+    )
+    at = "modules.asr"
+    for text, unknown in [
+        (files + bare, ["odd"]),
+        (server, ["port", f"{at}.noise", f"{at}.gen.loud", f"{at}.model.odd"]),
+    ]:
+        (folder / "config.toml").write_text(text)
+        done = command("info", str(folder))
+        assert done.returncode == 0, done.stderr
+        assert sorted(re.findall("unknown field `(.*)` ignored", done.stderr)) == sorted(unknown)
+
+
 def test_info_of_a_folder_states_what_it_knows() -> None:
     facts = json.loads(command("info", str(DIALOGUE), "--json").stdout)
     assert facts["origin"]["owner"] is None

@@ -9,7 +9,7 @@ use moshi_core::exec::{Executor, Scalar};
 use moshi_core::lm::{
     Condition, LanguageModel, LmOptions, LmSlot, LmStreamOptions, NoHooks, Sampling,
 };
-use moshi_core::{Error, Model};
+use moshi_core::{Error, Model, Session, SessionOptions};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -265,13 +265,43 @@ fn a_repository_of_the_rust_programs_is_the_same_model() {
     assert_eq!(said(), expected);
 }
 
-#[test]
-fn a_number_conditions_every_step() {
-    let toml = format!(
+/// [`CONFIG_TOML`] of a model that takes a delay.
+fn with_delay() -> String {
+    format!(
         "{CONFIG_TOML}\n[model.conditioners.delay]\ntype = \"ContinuousAttribute\"\ndim = 4\n\
          scale_factor = 10.0\nmax_period = 100.0\n"
-    );
-    let config = LmConfig::from_toml("config.toml", &toml).unwrap();
+    )
+}
+
+#[test]
+fn the_delay_of_a_config_is_that_of_every_session() {
+    let repo = TinyRepo::new();
+    std::fs::remove_file(repo.file("config.json")).unwrap();
+    let config = LmConfig::from_toml("config.toml", &with_delay()).unwrap();
+    let widths = layout::GatedWidths { temporal: 44, depth: 16 };
+    let tensors = weights(&layout::language_model(&config, widths), &mut Dice(4));
+    tensors.candle(&[0, 1]).write(&repo.file("candle.safetensors"), Dtype::F32);
+    let said = |line: &str, delay: Option<Condition>| {
+        std::fs::write(repo.file("config.toml"), format!("{line}\n{}", with_delay())).unwrap();
+        let model = Model::load(repo.path(), &moshi_core::LoadOptions::default()).unwrap();
+        let options = SessionOptions {
+            seed: Some(0),
+            conditions: delay.map(|delay| [("delay".to_owned(), delay)].into()),
+            ..SessionOptions::default()
+        };
+        let mut session = Session::new(&model, &options).unwrap();
+        (0..10).map(|_| session.step(&[0.1; 4]).unwrap().pcm).collect::<Vec<_>>()
+    };
+    let half = said("conditioning_delay = 0.5", None);
+    assert_eq!(half, said("", Some(Condition::Number(-0.5))));
+    let learnt = said("conditioning_learnt_padding = true", None);
+    assert_eq!(learnt, said("conditioning_delay = 0.5", Some(Condition::Null)));
+    assert_ne!(half, learnt);
+}
+
+#[test]
+fn a_number_conditions_every_step() {
+    let config = LmConfig::from_toml("config.toml", &with_delay()).unwrap();
     let widths = layout::GatedWidths { temporal: 44, depth: 16 };
     let tensors = weights(&layout::language_model(&config, widths), &mut Dice(4));
     let folder = tempfile::tempdir().unwrap();

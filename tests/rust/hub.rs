@@ -351,8 +351,10 @@ fn hostile_names_reach_nothing() {
 #[test]
 fn a_config_from_a_hub_names_no_file_of_this_machine() {
     let folder = golden("dialogue_repo");
-    let (text, tokenizer) =
-        (std::fs::read_to_string(folder.join("config.json")).unwrap(), folder.join("tokenizer.model"));
+    let (text, tokenizer) = (
+        std::fs::read_to_string(folder.join("config.json")).unwrap(),
+        folder.join("tokenizer.model"),
+    );
     for field in ["moshi_name", "mimi_name", "tokenizer_name", "mimi_config_name", "lora_name"] {
         for path in [tokenizer.to_str().unwrap(), r"\\server\share\x", "//server/share/x", ""] {
             let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -262,8 +262,8 @@ fn foreign_state() -> Error {
     Error::Session { reason: "this state belongs to another kind of engine".into() }
 }
 
-/// Conditions for a conversation when the caller gives none: the best quality where the model
-/// distinguishes qualities, else no value.
+/// Conditions for a conversation when the caller gives none: what the config says, the best
+/// quality where the model distinguishes qualities, else no value.
 pub(crate) fn default_conditions(config: &LmConfig) -> Conditions {
     let best = "very_good".to_owned();
     let fused = config.fuser.sum.iter().chain(&config.fuser.cross);
@@ -273,6 +273,7 @@ pub(crate) fn default_conditions(config: &LmConfig) -> Conditions {
         {
             Condition::Text(best.clone())
         }
+        Some(ConditionerKind::Number { default: Some(number), .. }) => Condition::Number(*number),
         _ => Condition::Null,
     };
     fused.map(|name| (name.clone(), value(name))).collect()

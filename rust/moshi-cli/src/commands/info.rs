@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use moshi_core::Error;
-use moshi_core::checkpoint::{Repo, TensorFile};
+use moshi_core::checkpoint::{CodecFiles, FileSource, Repo, TensorFile};
+use moshi_core::config::MimiConfig;
 use moshi_hub::HubOptions;
 use serde_json::{Value, json};
 
@@ -14,50 +15,18 @@ use crate::output::{Result, line, one_line};
 
 pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
     let options = HubOptions { skip_weights: true, ..hub::options(args.revision.as_ref()) };
-    let repo = moshi_hub::open_repo(&args.model, &options)?;
-    let config = &repo.config;
-    let temporal = &config.temporal;
-    let origin = origin(&repo)?;
-    let mut language_model = weights(repo.moshi_path())?;
-    extend(
-        &mut language_model,
-        json!({
-            "dim": temporal.shape.dim,
-            "layers": temporal.shape.num_layers,
-            "heads": temporal.shape.heads.query,
-            "context_frames": temporal.context,
-            "text_vocabulary": config.text_card,
-            "audio_streams_in": config.num_user_codebooks(),
-            "audio_streams_out": config.num_generated,
-            "latency_frames": config.max_delay(),
-            "depth_layers": config.depth.as_ref().map_or(0, |d| d.shape.num_layers),
-            "conditions": config.conditioners.iter().map(|c| &c.name).collect::<Vec<_>>(),
-        }),
-    );
-    let mut codec = weights(repo.mimi_path())?;
-    extend(
-        &mut codec,
-        json!({
-            "sample_rate_hz": repo.mimi_config.sample_rate_hz,
-            "frame_rate_hz": repo.mimi_config.frame_rate_hz(),
-            "frame_samples": repo.mimi_config.frame_samples,
-            "codebooks_used": config.codec_codebooks(),
-            "codebooks_stored": repo.mimi_config.total_codebooks,
-            "codebook_size": repo.mimi_config.codebook_size,
-        }),
-    );
-    let (tokenizer, present) = match repo.tokenizer_path() {
-        Err(Error::NotFound { path, .. }) => (path, false),
-        path => (path?, true),
+    let facts = if args.model.is_file() {
+        of_model(&moshi_hub::open_repo(&args.model, &options)?)?
+    } else {
+        let source = moshi_hub::open_source(&args.model, &options)?;
+        match Repo::from_source(source.clone()) {
+            Ok(repo) => of_model(&repo)?,
+            Err(error) => match CodecFiles::alone(&*source)? {
+                Some(codec) => of_codec(&*source, codec)?,
+                None => return Err(error.into()),
+            },
+        }
     };
-    let facts = json!({
-        "folder": repo.label(),
-        "model_type": config.model_type.name(),
-        "origin": origin,
-        "language_model": language_model,
-        "codec": codec,
-        "tokenizer": { "file": tokenizer.display().to_string(), "present": present },
-    });
     if args.json {
         line(format_args!("{facts:#}"))?;
         return Ok(0);
@@ -74,6 +43,67 @@ pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
         }
     }
     Ok(0)
+}
+
+fn of_model(repo: &Repo) -> Result<Value> {
+    let config = &repo.config;
+    let temporal = &config.temporal;
+    let origin = origin(repo.source(), repo.moshi_path())?;
+    let mut language_model = weights(repo.moshi_path())?;
+    extend(
+        &mut language_model,
+        json!({
+            "dim": temporal.shape.dim,
+            "layers": temporal.shape.num_layers,
+            "heads": temporal.shape.heads.query,
+            "context_frames": temporal.context,
+            "text_vocabulary": config.text_card,
+            "audio_streams_in": config.num_user_codebooks(),
+            "audio_streams_out": config.num_generated,
+            "latency_frames": config.max_delay(),
+            "depth_layers": config.depth.as_ref().map_or(0, |d| d.shape.num_layers),
+            "conditions": config.conditioners.iter().map(|c| &c.name).collect::<Vec<_>>(),
+        }),
+    );
+    let mut codec = codec(repo.mimi_path(), &repo.mimi_config)?;
+    extend(&mut codec, json!({ "codebooks_used": config.codec_codebooks() }));
+    let (tokenizer, present) = match repo.tokenizer_path() {
+        Err(Error::NotFound { path, .. }) => (path, false),
+        path => (path?, true),
+    };
+    Ok(json!({
+        "folder": repo.label(),
+        "model_type": config.model_type.name(),
+        "origin": origin,
+        "language_model": language_model,
+        "codec": codec,
+        "tokenizer": { "file": tokenizer.display().to_string(), "present": present },
+    }))
+}
+
+/// A repository that holds a codec and no model.
+fn of_codec(source: &dyn FileSource, files: CodecFiles) -> Result<Value> {
+    Ok(json!({
+        "folder": source.label(),
+        "model_type": "mimi",
+        "origin": origin(source, Ok(files.weights.clone()))?,
+        "codec": codec(Ok(files.weights), &files.config)?,
+    }))
+}
+
+fn codec(path: moshi_core::Result<PathBuf>, config: &MimiConfig) -> Result<Value> {
+    let mut codec = weights(path)?;
+    extend(
+        &mut codec,
+        json!({
+            "sample_rate_hz": config.sample_rate_hz,
+            "frame_rate_hz": config.frame_rate_hz(),
+            "frame_samples": config.frame_samples,
+            "codebooks_stored": config.total_codebooks,
+            "codebook_size": config.codebook_size,
+        }),
+    );
+    Ok(codec)
 }
 
 /// Size of a weights file, or that it is not there.
@@ -103,18 +133,17 @@ fn extend(object: &mut Value, more: Value) {
 }
 
 /// Licence and attribution, as the repository states them: `null` is what it does not state.
-fn origin(repo: &Repo) -> Result<Value> {
-    let source = repo.source();
+fn origin(source: &dyn FileSource, weights: moshi_core::Result<PathBuf>) -> Result<Value> {
     let card = match source.find("README.md")? {
         Some(path) => Card::read(&path)?,
         None => Card::default(),
     };
     let licence_file = source.list()?.into_iter().find(|name| is_licence(name));
     // Metadata of the weights' file, where it is here.
-    let metadata = repo.moshi_path().and_then(|path| TensorFile::open(&path));
+    let metadata = weights.and_then(|path| TensorFile::open(&path));
     let metadata = metadata.map(|file| file.metadata().clone()).unwrap_or_default();
     Ok(json!({
-        "owner": label_owner(&repo.label()),
+        "owner": label_owner(&source.label()),
         "license": card.text("license"),
         "license_name": card.text("license_name"),
         "license_link": card.text("license_link"),

@@ -149,7 +149,9 @@ impl Repo {
         };
         if let Some(path) = name.strip_prefix("file://") {
             if !self.source.is_local() {
-                return Err(refuse("only a model folder may name files outside; download this one"));
+                return Err(refuse(
+                    "only a model folder may name files outside; download this one",
+                ));
             }
             return Ok(PathBuf::from(path));
         }
@@ -257,18 +259,36 @@ impl CodecFiles {
     /// # Errors
     /// As [`CodecFiles::open`], and those of the source.
     pub fn from_source(source: Arc<dyn FileSource>) -> Result<Self> {
-        let config = source.find("config.json")?;
-        let alone = match &config {
-            Some(path) if is_codec_config(path) => Some("model.safetensors"),
-            Some(_) => None,
-            None => first_present(&*source, &["mimi.safetensors"])?,
-        };
-        if let Some(name) = alone {
+        if let Some(name) = lone_codec(&*source)? {
             let config = config_beside_codec(&*source)?;
             return Ok(Self { weights: required(&*source, name)?, config });
         }
         let repo = Repo::from_source(source)?;
         Ok(Self { weights: repo.mimi_path()?, config: repo.mimi_config })
+    }
+
+    /// The codec of a source that is no model; `None` where there is none either. Its weights may
+    /// be missing.
+    ///
+    /// # Errors
+    /// As the config parsers, and those of the source.
+    pub fn alone(source: &dyn FileSource) -> Result<Option<Self>> {
+        let Some(name) = lone_codec(source)? else { return Ok(None) };
+        let weights = source.find(name)?.unwrap_or_else(|| in_source(source, name));
+        Ok(Some(Self { weights, config: config_beside_codec(source)? }))
+    }
+}
+
+/// Name of the weights of a codec that needs no model's config to be found.
+fn lone_codec(source: &dyn FileSource) -> Result<Option<&'static str>> {
+    match source.find("config.json")? {
+        Some(path) if is_codec_config(&path) => Ok(Some("model.safetensors")),
+        Some(_) => Ok(None),
+        // Asked of the list, as weights may stay on a hub.
+        None => {
+            let weights = "mimi.safetensors";
+            Ok(source.list()?.iter().any(|name| name == weights).then_some(weights))
+        }
     }
 }
 

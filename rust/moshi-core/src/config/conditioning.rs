@@ -38,6 +38,8 @@ pub enum ConditionerKind {
         scale: f64,
         /// Ratio of the highest to the lowest frequency.
         max_period: f64,
+        /// The number in a conversation that gives none; `None` is no value.
+        default: Option<f64>,
     },
 }
 

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
@@ -27,13 +28,13 @@ fn shortened(value: impl Display) -> String {
     text
 }
 
-/// One object of a config file; remembers which fields were asked for.
+/// One object of a config file; remembers which fields were asked for, of it or of its clones.
 #[derive(Clone)]
 pub struct Fields<'a> {
     file: &'a str,
     prefix: String,
     map: Map<String, Value>,
-    asked: RefCell<BTreeSet<String>>,
+    asked: Rc<RefCell<BTreeSet<String>>>,
 }
 
 impl<'a> Fields<'a> {
@@ -44,7 +45,7 @@ impl<'a> Fields<'a> {
     pub fn new(file: &'a str, prefix: &str, value: Value) -> Result<Self> {
         match value {
             Value::Object(map) => {
-                Ok(Self { file, prefix: prefix.into(), map, asked: RefCell::default() })
+                Ok(Self { file, prefix: prefix.into(), map, asked: Rc::default() })
             }
             other => Err(Error::ConfigFile {
                 file: file.into(),
@@ -229,13 +230,17 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Logs a warning for every field that nobody asked for.
+    /// Logs a warning for every field that nobody asked for, once.
     pub fn warn_about_unknown(&self) {
         for name in self.map.keys() {
-            if !self.asked.borrow().contains(name) {
+            if self.asked.borrow_mut().insert(name.clone()) {
                 // A name may hold sequences that a terminal obeys.
                 let field = format!("{}{name}", self.prefix);
-                log::warn!("config {}: unknown field `{}` ignored", self.file, field.escape_debug());
+                log::warn!(
+                    "config {}: unknown field `{}` ignored",
+                    self.file,
+                    field.escape_debug()
+                );
             }
         }
     }

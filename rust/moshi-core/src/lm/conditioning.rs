@@ -174,7 +174,7 @@ impl<E: Executor> Conditioner<E> {
                 let row = exec.upload(table.row(index), table.cols)?;
                 exec.download(&exec.linear(&row, &self.output_proj, Activation::Identity)?)
             }
-            (ConditionerKind::Number { dim, scale, max_period }, Condition::Number(value)) => {
+            (ConditionerKind::Number { dim, scale, max_period, .. }, Condition::Number(value)) => {
                 if !value.is_finite() {
                     let reason = format!("`{name}` is {value}; it takes a finite number");
                     return Err(Error::input("conditions", reason));

@@ -6,18 +6,14 @@
 //! that the Rust programs assume; every codebook has weights of its own in the depth transformer;
 //! all conditions are added to the input.
 
+mod program;
+
 use serde_json::Value;
 
 use super::conditioning::{ConditionerConfig, ConditionerKind, FuserConfig, condition_names};
 use super::fields::{MAX_CONTEXT, MAX_COUNT};
-use super::lm::{
-    DEFAULT_MIMI_NAME, DEFAULT_TOKENIZER_NAME, MAX_DELAY, TEXT_END_TOKEN, check_feed_forward,
-    check_heads, check_layer_sets,
-};
-use super::{
-    DepthConfig, Fields, GenerationConfig, LmConfig, ModelFiles, ModelType, TemporalConfig,
-    TransformerShape,
-};
+use super::lm::{TEXT_END_TOKEN, check_feed_forward, check_heads, check_layer_sets};
+use super::{DepthConfig, Fields, LmConfig, TemporalConfig, TransformerShape};
 use crate::error::{Error, Result};
 use crate::exec::RotaryStyle;
 
@@ -42,6 +38,8 @@ impl LmConfig {
         let top = Fields::new(file, "", value)?;
         let (program, model) = model_table(&top)?;
         let config = from_tables(&program, &model)?;
+        // The same table in a file that is nothing but the shape.
+        program.warn_about_unknown();
         model.warn_about_unknown();
         Ok(config)
     }
@@ -82,6 +80,11 @@ fn model_table<'f>(top: &Fields<'f>) -> Result<(Fields<'f>, Fields<'f>)> {
         let reason = "is required: the file is no config of a language model";
         return Err(top.error("model", "absent", reason));
     };
+    // Of the server, which this is not.
+    for unused in ["static_dir", "log_dir", "instance_name", "authorized_ids"] {
+        top.get(unused);
+    }
+    top.warn_about_unknown();
     let mut found = Vec::new();
     for name in modules.names() {
         let Some(module) = modules.object(name)? else { continue };
@@ -130,10 +133,15 @@ fn from_tables(program: &Fields<'_>, model: &Fields<'_>) -> Result<LmConfig> {
         let reason = format!("exceeds audio_codebooks = {num_codebooks}");
         return Err(model.error("depformer.num_slices", num_generated, reason));
     }
-    let conditioners = conditioners(model)?;
+    let mut conditioners = conditioners(model)?;
+    program::set_delay(program, &mut conditioners)?;
     let fused = conditioners.iter().map(|c| c.name.clone()).collect();
     let gen_table = program.object("gen")?;
-    let (padding, end_padding) = text_tokens(gen_table.as_ref(), text_card)?;
+    let (padding, end_padding) = program::text_tokens(gen_table.as_ref(), text_card)?;
+    let delays = program::delays(gen_table.as_ref(), num_codebooks, num_generated)?;
+    if let Some(table) = &gen_table {
+        table.warn_about_unknown();
+    }
     let (num_extra_heads, extra_head_dim) = match model.object("extra_heads")? {
         None => (0, 6),
         Some(heads) => (
@@ -141,10 +149,11 @@ fn from_tables(program: &Fields<'_>, model: &Fields<'_>) -> Result<LmConfig> {
             heads.required("dim")?,
         ),
     };
-    let model_type = model_type(program, num_generated, &conditioners)?;
+    program::check_unused(program)?;
+    let model_type = program::model_type(program, num_generated, &conditioners)?;
     Ok(LmConfig {
         model_type,
-        files: files(program)?,
+        files: program::files(program)?,
         temporal,
         depth,
         card,
@@ -157,14 +166,14 @@ fn from_tables(program: &Fields<'_>, model: &Fields<'_>) -> Result<LmConfig> {
         demux_second_stream: false,
         text_padding_id: padding,
         text_end_padding_id: end_padding,
-        delays: delays(gen_table.as_ref(), num_codebooks, num_generated)?,
+        delays,
         num_codebooks,
         num_generated,
         num_extra_heads,
         extra_head_dim,
         conditioners,
         fuser: FuserConfig { sum: fused, ..FuserConfig::default() },
-        generation: generation(program, model_type)?,
+        generation: program::generation(program, model_type)?,
         lora_scaling: program.number_or("lora_scaling", 2.0)?,
         multistream: false,
     })
@@ -250,6 +259,7 @@ fn conditioners(model: &Fields<'_>) -> Result<Vec<ConditionerConfig>> {
                 dim,
                 scale: fields.number_or("scale_factor", 1.0)?,
                 max_period: fields.number_or("max_period", 10_000.0)?,
+                default: None,
             },
         };
         if let ConditionerKind::Number { max_period, .. } = kind
@@ -264,100 +274,10 @@ fn conditioners(model: &Fields<'_>) -> Result<Vec<ConditionerConfig>> {
     names.into_iter().map(one).collect()
 }
 
-fn text_tokens(table: Option<&Fields<'_>>, text_card: usize) -> Result<(usize, usize)> {
-    let Some(g) = table else { return Ok((3, 0)) };
-    let below = |name: &str, default| g.at_most(name, g.size_or(name, default)?, text_card);
-    g.get("text_start_token");
-    Ok((below("text_pad_token", 3)?, below("text_eop_token", 0)?))
-}
-
-/// Delay of every stream: text, own audio, the user's.
-fn delays(
-    table: Option<&Fields<'_>>,
-    num_codebooks: usize,
-    num_generated: usize,
-) -> Result<Vec<usize>> {
-    if num_generated == 0 {
-        return Ok(vec![0; num_codebooks + 1]);
-    }
-    let user = num_codebooks - num_generated;
-    let acoustic = match table {
-        None => {
-            log::info!("config.toml has no [gen]: acoustic delay of {RUST_ACOUSTIC_DELAY} frames");
-            RUST_ACOUSTIC_DELAY
-        }
-        Some(g) => {
-            for (name, expected) in
-                [("generated_audio_codebooks", num_generated), ("input_audio_codebooks", user)]
-            {
-                let value = g.size_or(name, expected)?;
-                if value != expected {
-                    let reason = format!("the model has {expected}");
-                    return Err(g.error(name, value, reason));
-                }
-            }
-            g.get("audio_vocab_size");
-            let name = "acoustic_delay";
-            g.at_most(name, g.size_or(name, RUST_ACOUSTIC_DELAY)?, MAX_DELAY)?
-        }
-    };
-    // The first codebook of either side is on time.
-    let side = |count: usize| (0..count).map(|k| if k == 0 { 0 } else { acoustic });
-    Ok(std::iter::once(0).chain(side(num_generated)).chain(side(user)).collect())
-}
-
-/// What Kyutai's Rust programs take for the acoustic delay when they are not told.
-const RUST_ACOUSTIC_DELAY: usize = 2;
-
-fn model_type(
-    program: &Fields<'_>,
-    num_generated: usize,
-    conditioners: &[ConditionerConfig],
-) -> Result<ModelType> {
-    let module = program.text_or("type", "")?;
-    Ok(match module.as_str() {
-        "Tts" => ModelType::Tts,
-        _ if num_generated == 0 => ModelType::Stt,
-        // The translation models are the ones that are told how good a speaker to sound like.
-        _ if conditioners.iter().any(|c| c.name == "description") => ModelType::Hibiki,
-        _ => ModelType::Moshi,
-    })
-}
-
-/// The names that the translation programs and the server use.
-fn files(program: &Fields<'_>) -> Result<ModelFiles> {
-    let first_of = |names: &[&str]| -> Result<Option<String>> {
-        let name = names.iter().find(|name| program.has(name));
-        name.map(|name| program.text_or(name, "")).transpose()
-    };
-    Ok(ModelFiles {
-        moshi_name: first_of(&["moshi_name", "lm_model_file"])?,
-        mimi_name: first_of(&["mimi_name", "audio_tokenizer_file"])?
-            .unwrap_or_else(|| DEFAULT_MIMI_NAME.into()),
-        mimi_config_name: first_of(&["mimi_config_name"])?,
-        tokenizer_name: first_of(&["tokenizer_name", "text_tokenizer_file"])?
-            .unwrap_or_else(|| DEFAULT_TOKENIZER_NAME.into()),
-        lora_name: first_of(&["lora_name"])?,
-    })
-}
-
-/// Transcription is greedy unless the server's config has a temperature.
-fn generation(program: &Fields<'_>, model_type: ModelType) -> Result<GenerationConfig> {
-    let default = GenerationConfig { text_temperature: 0.8, ..GenerationConfig::default() };
-    if model_type != ModelType::Stt {
-        return Ok(default);
-    }
-    let temperature = program.number_or("temperature", 0.0)?;
-    if !(0.0..=super::MAX_TEMPERATURE).contains(&temperature) {
-        let reason = format!("must be from 0 to {}", super::MAX_TEMPERATURE);
-        return Err(program.error("temperature", temperature, reason));
-    }
-    Ok(GenerationConfig { text_temperature: temperature, temperature, ..default })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ModelType;
 
     const HIBIKI: &str = r#"
         mimi_name = "mimi.safetensors"
@@ -467,8 +387,45 @@ mod tests {
         assert_eq!(config.num_user_codebooks(), 32);
         assert_eq!((config.num_extra_heads, config.extra_head_dim), (4, 6));
         assert_eq!(config.generation.text_temperature, 0.0);
-        let number = ConditionerKind::Number { dim: 64, scale: 10.0, max_period: 10_000.0 };
-        assert_eq!(config.conditioners[0].kind, number);
+        assert_eq!(config.conditioners[0].kind, delay(None));
+    }
+
+    fn delay(default: Option<f64>) -> ConditionerKind {
+        ConditionerKind::Number { dim: 64, scale: 10.0, max_period: 10_000.0, default }
+    }
+
+    #[test]
+    fn a_server_chooses_the_delay_of_a_conditioned_model() {
+        let with = |line: &str| parse(&SERVER.replacen("type =", &format!("{line}\ntype ="), 1));
+        for (line, default) in [
+            ("conditioning_delay = 0.5", Some(-0.5)),
+            ("conditioning_delay = 2", Some(-2.0)),
+            ("conditioning_learnt_padding = true", None),
+            ("conditioning_learnt_padding = false\nconditioning_delay = 0.5", Some(-0.5)),
+        ] {
+            assert_eq!(with(line).unwrap().conditioners[0].kind, delay(default), "{line}");
+        }
+        for line in [
+            "conditioning_delay = 0.5\nconditioning_learnt_padding = true",
+            "conditioning_delay = \"short\"",
+            "conditioning_learnt_padding = 1",
+            "asr_delay_in_tokens = -1",
+        ] {
+            let field = line.split(' ').next().unwrap();
+            match with(line) {
+                Err(Error::Config { field: f, .. }) => {
+                    assert_eq!(f, format!("modules.asr.{field}"));
+                }
+                other => panic!("{line}: {other:?}"),
+            }
+        }
+        let elsewhere = SERVER.replace("conditioners.delay", "conditioners.other");
+        assert!(
+            parse(&elsewhere.replacen("type =", "conditioning_learnt_padding = true\ntype =", 1))
+                .is_ok()
+        );
+        let elsewhere = elsewhere.replacen("type =", "conditioning_delay = 0.5\ntype =", 1);
+        assert!(parse(&elsewhere).unwrap_err().to_string().contains("leave it out"));
     }
 
     #[test]
