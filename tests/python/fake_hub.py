@@ -1,4 +1,4 @@
-"""A hub in a thread: one repository with the files of a folder."""
+"""A hub in a thread: repositories with the files of folders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 REPO = "tiny/dialogue"
@@ -22,9 +22,9 @@ class FakeHub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, files: dict[str, bytes]) -> None:
+    def __init__(self, repos: dict[str, dict[str, bytes]]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files = files
+        self.repos = repos
         self.requests: list[str] = []
         self.status: int | None = None
         self.stall = threading.Event()
@@ -49,24 +49,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, *, with_body: bool) -> None:
         self.server.requests.append(f"{self.command} {self.path}")
-        prefix = f"/{REPO}/resolve/"
+        path = self.path.split("?")[0]
+        repo, _, rest = path.removeprefix("/api/models").partition("/resolve/")
+        repo, _, revision = repo.partition("/revision/")
+        files = self.server.repos.get(repo.removeprefix("/"))
         if self.server.status is not None:
             self.reply(self.server.status, b"", {})
-        elif self.path.split("?")[0] in {
-            f"/api/models/{REPO}",
-            *(f"/api/models/{REPO}/revision/{revision}" for revision in ("main", "v1", COMMIT)),
-        }:
-            siblings = [{"rfilename": name} for name in self.server.files]
-            description = {"id": REPO, "sha": COMMIT, "siblings": siblings}
-            self.reply(200, json.dumps(description).encode(), {"Content-Type": "application/json"})
-        elif self.path.startswith("/api/"):
-            code = "RevisionNotFound" if REPO in self.path else "RepoNotFound"
-            self.reply(404, b"", {"X-Error-Code": code})
-        elif not self.path.startswith(prefix):
+        elif files is None:
             self.reply(404, b"", {"X-Error-Code": "RepoNotFound"})
+        elif path.startswith("/api/"):
+            if revision not in {"", "main", "v1", COMMIT}:
+                self.reply(404, b"", {"X-Error-Code": "RevisionNotFound"})
+                return
+            siblings = [{"rfilename": name} for name in files]
+            description = {"id": repo, "sha": COMMIT, "siblings": siblings}
+            self.reply(200, json.dumps(description).encode(), {"Content-Type": "application/json"})
         else:
-            name = self.path.removeprefix(prefix).split("/", 1)[1]
-            content = self.server.files.get(name)
+            name = rest.partition("/")[2]
+            content = files.get(name)
             if content is None:
                 self.reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
             else:
@@ -105,10 +105,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[FakeHub]:
-    """A running hub with the files of a folder."""
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with FakeHub(files) as hub:
+def serve(folders: Mapping[str, Path]) -> Iterator[FakeHub]:
+    """A running hub: folders by the names of their repositories."""
+    repos = {
+        name: {path.name: path.read_bytes() for path in folder.iterdir()}
+        for name, folder in folders.items()
+    }
+    with FakeHub(repos) as hub:
         thread = threading.Thread(target=hub.serve_forever, daemon=True)
         thread.start()
         yield hub

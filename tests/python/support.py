@@ -62,6 +62,30 @@ def edit_config(folder: Path, **fields: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
+def codec_repository(folder: Path) -> Path:
+    """Makes a folder that holds a small codec and no model, as ``transformers`` saves one."""
+    config = {
+        "model_type": "mimi",
+        "sampling_rate": 24000,
+        "frame_rate": 12.5,
+        "hidden_size": 32,
+        "num_filters": 8,
+        "upsampling_ratios": [8, 6, 5, 4],
+        "num_quantizers": 12,
+        "codebook_size": 64,
+        "codebook_dim": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "sliding_window": 10,
+    }
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    shutil.copyfile(GOLDEN / "mimi" / "mimi.safetensors", folder / "model.safetensors")
+    return folder
+
+
 def seal(blob: bytes) -> bytes:
     """Gives a forged snapshot a matching length and checksum."""
     payload = blob[SNAPSHOT_HEADER:-SNAPSHOT_CHECKSUM]

@@ -20,11 +20,12 @@ import pytest
 import moshi_rs
 from fake_hub import COMMIT, REPO, FakeHub, serve
 from moshi_rs import errors
-from support import DIALOGUE, GREEDY, Array, copy_case, edit_config, run
+from support import DIALOGUE, FRAME, GREEDY, Array, codec_repository, copy_case, edit_config, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+CODEC = "tiny/codec"
 CARD = """---
 license: cc-by-4.0
 base_model: [tiny/base, tiny/other]
@@ -38,7 +39,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A hub, and an environment that knows it and an empty cache."""
     for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    with serve(DIALOGUE) as hub:
+    with serve({REPO: DIALOGUE}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.address)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         monkeypatch.chdir(tmp_path)
@@ -74,7 +75,7 @@ def test_what_is_missing_is_a_file_not_found_error(hub: FakeHub) -> None:
         moshi_rs.StreamingModel.load(REPO, revision="v9")
     with pytest.raises(errors.InputError, match="branch"):
         moshi_rs.StreamingModel.load(REPO, revision="../v9")
-    del hub.files["tokenizer.model"]
+    del hub.repos[REPO]["tokenizer.model"]
     with pytest.raises(errors.CheckpointNotFoundError, match="no such file at revision"):
         moshi_rs.StreamingModel.load(REPO)
     with pytest.raises(errors.CheckpointNotFoundError, match="OWNER/NAME"):
@@ -127,7 +128,7 @@ def test_ctrl_c_stops_a_download_that_is_resumed(
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
     hub.stalls = True
     blobs = tmp_path / "hf" / "hub" / "models--tiny--dialogue" / "blobs"
-    digest = hashlib.sha256(hub.files["model.safetensors"]).hexdigest()
+    digest = hashlib.sha256(hub.repos[REPO]["model.safetensors"]).hexdigest()
     partial = blobs / f"{digest}.incomplete"
 
     def interrupt() -> None:
@@ -153,8 +154,8 @@ def command(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_info_states_licence_and_origin_without_weights(hub: FakeHub) -> None:
-    hub.files["README.md"] = CARD.encode()
-    hub.files["LICENSE"] = b"text"
+    hub.repos[REPO]["README.md"] = CARD.encode()
+    hub.repos[REPO]["LICENSE"] = b"text"
     result = command("info", REPO, "--json")
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout)
@@ -216,6 +217,27 @@ def test_a_config_in_toml_warns_of_what_it_does_not_know(tmp_path: Path) -> None
         done = command("info", str(folder))
         assert done.returncode == 0, done.stderr
         assert sorted(re.findall("unknown field `(.*)` ignored", done.stderr)) == sorted(unknown)
+
+
+def test_info_describes_a_codec_alone(hub: FakeHub, tmp_path: Path) -> None:
+    folder = codec_repository(tmp_path / "mimi")
+    hub.repos[CODEC] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    here, there = (
+        json.loads(command("info", str(name), "--json").stdout) for name in (folder, CODEC)
+    )
+    assert (here["model_type"], there["folder"]) == ("mimi", CODEC)
+    assert there["origin"]["license"] == "cc-by-4.0"
+    assert (here["codec"]["present"], there["codec"]["present"]) == (True, False)
+    assert not any(".safetensors" in request for request in hub.requests)
+    for codec in (here["codec"], there["codec"]):
+        assert (codec["frame_samples"], codec["codebooks_stored"]) == (FRAME, 12)
+    # Without a config it is the public codec's.
+    for name in ("config.json", "README.md"):
+        (folder / name).unlink()
+    (folder / "model.safetensors").rename(folder / "mimi.safetensors")
+    assert "codebooks_stored: 32" in command("info", str(folder)).stdout
+    (folder / "mimi.safetensors").unlink()
+    assert command("info", str(folder)).returncode == 3
 
 
 def test_info_of_a_folder_states_what_it_knows() -> None:

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use moshi_core::checkpoint::CodecFiles;
 use moshi_core::config::MimiConfig;
-use moshi_core::exec::Executor;
+use moshi_core::exec::{Executor, Scalar};
 use moshi_core::mimi::{Mimi, MimiOptions};
 use safetensors::Dtype;
+use serde_json::json;
 
 use crate::support::tensors::{Tensor, Tensors};
 use crate::support::{Dice, assert_bits, assert_close, audio, golden};
@@ -121,6 +123,25 @@ fn hugging_face_layout_is_the_same_codec<E: Executor>(exec: &E) {
     assert_eq!(converted.0.len(), kyutai.0.len() + 2 * layers);
     assert!(converted.0.contains_key("encoder.layers.0.conv.weight"));
     assert_same_codec(exec, &converted);
+}
+
+#[test]
+fn a_folder_of_hugging_face_with_a_codec_alone_is_described_and_loads() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = json!({
+        "model_type": "mimi", "sampling_rate": 24000, "frame_rate": 12.5,
+        "hidden_size": 32, "num_filters": 8, "upsampling_ratios": [8, 6, 5, 4],
+        "num_quantizers": 12, "codebook_size": 64, "codebook_dim": 16, "num_hidden_layers": 2,
+        "num_attention_heads": HEADS, "intermediate_size": 64, "sliding_window": 10
+    });
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    hugging_face(&original()).write(&folder.path().join("model.safetensors"), Dtype::F32);
+
+    let args = ["moshi-rs".into(), "info".into(), folder.path().as_os_str().to_owned()];
+    assert_eq!(moshi_cli::main_from(args.to_vec(), None), 0);
+    let CodecFiles { weights, config } = CodecFiles::open(folder.path()).unwrap();
+    let mimi = Mimi::load(&Scalar, &weights, &config, &MimiOptions::default()).unwrap();
+    assert_eq!(round_trip(&mimi), round_trip(&load(&Scalar, &original(), Dtype::F32)));
 }
 
 fn both_layouts_in_one_file_are_refused<E: Executor>(exec: &E) {
