@@ -1,15 +1,19 @@
 //! Weights in few bits: blocks, and integers with scales, equal the values that they stand for.
 
+use std::path::Path;
+
 use moshi_core::Error;
 use moshi_core::checkpoint::{Catalog, Encoding, TensorFile, layout};
 use moshi_core::config::LmConfig;
-use moshi_core::exec::{BlockFormat, Executor};
+use moshi_core::exec::{BlockFormat, Candle, Executor, Scalar};
 use moshi_core::lm::{
-    LanguageModel, LmOptions, LmOutput, LmSlot, LmStreamOptions, NoHooks, Sampling, WeightType,
+    LanguageModel, LmFiles, LmMemory, LmOptions, LmOutput, LmSlot, LmStreamOptions, NoHooks,
+    Sampling, WeightType,
 };
 use safetensors::Dtype;
 use serde_json::json;
 
+use crate::support::allocator::live_bytes;
 use crate::support::gguf::{Gguf, Kind};
 use crate::support::models::{config, weights};
 use crate::support::tensors::{Raw, Tensor, Tensors};
@@ -35,6 +39,36 @@ fn wide_config() -> LmConfig {
 fn wide_weights(config: &LmConfig) -> Tensors {
     let widths = layout::GatedWidths { temporal: 512, depth: 64 };
     weights(&layout::language_model(config, widths), &mut Dice(5))
+}
+
+/// What is announced before loading, beside what loading has allocated on this thread.
+fn announced_and_taken<E: Executor>(exec: &E, path: &Path) -> (u64, u64) {
+    let config = wide_config();
+    let files = LmFiles::open(path, &config, None).unwrap();
+    let catalog = files.catalog(&config).unwrap();
+    let announced = LmMemory::of(exec, &catalog, &config, None).unwrap().weight_bytes;
+    let before = live_bytes();
+    let lm = LanguageModel::from_catalog(exec, &catalog, &config, &LmOptions::default()).unwrap();
+    let taken = live_bytes() - before;
+    drop(lm);
+    (announced, u64::try_from(taken).unwrap())
+}
+
+#[test]
+fn the_memory_that_is_announced_is_what_loading_takes() {
+    let config = wide_config();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    for kind in [Kind::F32, Kind::Blocks(BlockFormat::Q8_0)] {
+        Gguf::of(&wide_weights(&config).candle(&[0, 1]), |_, _| kind).write(&path);
+        let both =
+            [announced_and_taken(&Scalar, &path), announced_and_taken(&Candle::cpu(), &path)];
+        for (announced, taken) in both {
+            // Names, shapes, and vectors that are longer in memory than their content.
+            let rest = 30_000;
+            assert!((announced..announced + rest).contains(&taken), "{announced} {taken}");
+        }
+    }
 }
 
 /// Greedy steps over the same user tokens.

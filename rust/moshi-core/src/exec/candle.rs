@@ -117,10 +117,10 @@ impl Candle {
     fn float_tensor(&self, matrix: HostMatrix) -> Result<Tensor> {
         let (rows, cols, storage) = (matrix.rows, matrix.cols, matrix.storage());
         let tensor = self.tensor(matrix.into_floats(), rows, cols)?;
-        if storage == Storage::Bf16 && !self.device.is_cpu() {
-            return Ok(tensor.to_dtype(DType::BF16)?);
+        match float_storage(storage, self.device.is_cpu()) {
+            Storage::Bf16 => Ok(tensor.to_dtype(DType::BF16)?),
+            _ => Ok(tensor),
         }
-        Ok(tensor)
     }
 
     /// Blocks as Candle's kernels take them.
@@ -150,6 +150,14 @@ impl Candle {
             }
             Weight::Blocks(weight) => Ok(weight.forward(&x.contiguous()?)?),
         }
+    }
+}
+
+/// What a matrix becomes that is kept in floats.
+fn float_storage(given: Storage, on_cpu: bool) -> Storage {
+    match given {
+        Storage::Bf16 if !on_cpu => Storage::Bf16,
+        _ => Storage::F32,
     }
 }
 
@@ -235,9 +243,14 @@ impl Executor for Candle {
         }
     }
 
-    fn stored_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
+    fn weight_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
         let storage = if self.device.is_cpu() { Storage::F32 } else { storage };
         storage.bytes_of(rows, cols)
+    }
+
+    fn table_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
+        let kept = float_storage(storage, self.device.is_cpu());
+        kept.bytes_of(rows, cols) + Storage::F32.bytes_of(rows, 1)
     }
 
     fn weight(&self, matrix: HostMatrix) -> Result<Weight> {
@@ -558,6 +571,19 @@ fn write(ring: &Ring, start: u64, keys: &Tensor, values: &Tensor) -> Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_become_floats_where_rows_are_looked_up() {
+        let blocks = Storage::Blocks(BlockFormat::Q8_0);
+        for (given, on_cpu, kept) in [
+            (blocks, false, Storage::F32),
+            (blocks, true, Storage::F32),
+            (Storage::Bf16, false, Storage::Bf16),
+            (Storage::Bf16, true, Storage::F32),
+        ] {
+            assert_eq!(float_storage(given, on_cpu), kept);
+        }
+    }
 
     #[test]
     fn blocks_multiply_by_candles_own_kernels() {

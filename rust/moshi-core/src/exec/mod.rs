@@ -117,10 +117,12 @@ pub trait Executor: Clone + Send + Sync + 'static {
     fn name(&self) -> String;
     /// `cpu`, `cuda` or `metal`.
     fn device(&self) -> &'static str;
-    /// Bytes that a matrix takes in memory when it is given in a storage.
-    fn stored_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
+    /// Bytes that [`Executor::weight`] takes for a matrix in a storage.
+    fn weight_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
         storage.bytes_of(rows, cols)
     }
+    /// Bytes that [`Executor::table`] takes for a matrix in a storage.
+    fn table_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64;
 
     // Construction, at load time.
 

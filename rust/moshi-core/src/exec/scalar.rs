@@ -9,7 +9,7 @@ use moshi_kernels::scalar::{self as kernels, Heads, MatrixRef};
 
 use super::{
     Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, HostValues, Norm,
-    RotaryStyle,
+    RotaryStyle, Storage,
 };
 use crate::error::Result;
 
@@ -95,6 +95,11 @@ impl Executor for Scalar {
 
     fn weight(&self, matrix: HostMatrix) -> Result<HostMatrix> {
         Ok(matrix)
+    }
+
+    fn table_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
+        let norms = if storage == Storage::F32 { rows } else { 0 };
+        storage.bytes_of(rows, cols) + Storage::F32.bytes_of(norms, 1)
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {

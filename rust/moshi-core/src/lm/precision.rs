@@ -62,13 +62,10 @@ pub(super) fn storage_of(
     let Some(wanted) = wanted.filter(|&wanted| wanted != WeightType::of(stored)) else {
         return fits(stored);
     };
-    let embedding = name.ends_with("emb.weight")
-        || name.starts_with("emb.")
-        || name.starts_with("depformer_emb.") && !name.ends_with(".low_rank.weight");
     let wanted = match wanted {
         WeightType::F32 => Storage::F32,
         WeightType::Bf16 => Storage::Bf16,
-        WeightType::Q8 | WeightType::Q4 if embedding => Storage::Bf16,
+        WeightType::Q8 | WeightType::Q4 if is_table(name) => Storage::Bf16,
         WeightType::Q4 if name.starts_with("transformer.") => Storage::Blocks(BlockFormat::Q4_1),
         WeightType::Q4 if name.starts_with("depformer") && !name.contains("emb.") => {
             Storage::Blocks(BlockFormat::Q4_0)
@@ -76,6 +73,13 @@ pub(super) fn storage_of(
         WeightType::Q8 | WeightType::Q4 => Storage::Blocks(BlockFormat::Q8_0),
     };
     fits(wanted)
+}
+
+/// True for matrices whose rows are looked up.
+fn is_table(name: &str) -> bool {
+    name.ends_with("emb.weight")
+        || name.starts_with("emb.")
+        || name.starts_with("depformer_emb.") && !name.ends_with(".low_rank.weight")
 }
 
 /// What the weights of a catalogue will be in memory.
@@ -109,7 +113,11 @@ impl Footprint {
             } else {
                 Storage::F32
             };
-            footprint.bytes += exec.stored_bytes(storage, rows, cols);
+            footprint.bytes += if is_table(name) {
+                exec.table_bytes(storage, rows, cols)
+            } else {
+                exec.weight_bytes(storage, rows, cols)
+            };
             if matrix {
                 values[WeightType::of(storage) as usize] += (rows * cols) as u64;
                 footprint.storages.push(storage);
