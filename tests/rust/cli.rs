@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 use moshi_audio::{AudioReader, read_mono};
 use moshi_cli::ChatRequest;
 use moshi_core::checkpoint::TensorFile;
+use safetensors::Dtype;
+use serde_json::json;
 
 use crate::support::models::{FRAME, TinyRepo};
+use crate::support::tensors::{Tensor, Tensors};
 use crate::support::{golden, repository};
 
 fn run<I: AsRef<OsStr>>(args: impl IntoIterator<Item = I>) -> i32 {
@@ -47,6 +50,30 @@ fn help_and_bad_usage_have_their_codes() {
     assert_eq!(run(["run", "a.wav", "--model", "m", "--stereo"]), 2, "stereo needs an output");
     assert_eq!(run(["run", "a.wav", "--model", "m", "--pad=-1"]), 2);
     assert_eq!(run(["run", "a.wav", "--model", "m", "--device", "abacus"]), 2);
+}
+
+#[test]
+fn an_adapter_of_the_command_line_takes_the_place_of_the_configs() {
+    let repo = TinyRepo::new();
+    repo.set("lora_name", json!("none.safetensors"));
+    let mut adapter = Tensors::default();
+    adapter.insert("text_linear.lora_A.weight", Tensor::new(&[2, 16], vec![0.1; 32]));
+    adapter.insert("text_linear.lora_B.weight", Tensor::new(&[50, 2], vec![0.1; 100]));
+    let path = repo.file("own.safetensors");
+    adapter.write(&path, Dtype::F32);
+    let opens = |given: &[&OsStr]| {
+        let mut opens = None;
+        let mut chat = |request: ChatRequest| {
+            opens = Some(request.opener.unwrap().open().is_ok());
+            0
+        };
+        let model = args!["chat", "--model", repo.path()];
+        let given = model.iter().map(OsString::as_os_str).chain(given.iter().copied());
+        moshi_cli::main_from(arguments(given), Some(&mut chat));
+        opens.unwrap()
+    };
+    assert!(!opens(&[]));
+    assert!(opens(&["--lora".as_ref(), path.as_os_str()]));
 }
 
 #[test]

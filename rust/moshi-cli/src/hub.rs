@@ -1,12 +1,13 @@
 //! Models by name: a path or a repository on the hub, with a bar while files are downloaded.
 
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use moshi_core::checkpoint::Repo;
 use moshi_hub::{HubOptions, Progress};
+
+use crate::options::SpeechArgs;
 
 /// What the environment and the command line say about the hub.
 pub(crate) fn options(revision: Option<&String>) -> HubOptions {
@@ -17,13 +18,16 @@ pub(crate) fn options(revision: Option<&String>) -> HubOptions {
     }
 }
 
-/// Opens a model and has all of its files at hand, so that loading downloads nothing.
-pub(crate) fn open(model: &Path, revision: Option<&String>) -> moshi_core::Result<Repo> {
-    let repo = moshi_hub::open_repo(model, &options(revision))?;
+/// Opens a model and has all files at hand that these arguments ask for, so that loading
+/// downloads nothing.
+pub(crate) fn open(args: &SpeechArgs) -> moshi_core::Result<Repo> {
+    let repo = moshi_hub::open_repo(&args.model, &options(args.revision.as_ref()))?;
     repo.tokenizer_path()?;
     repo.mimi_path()?;
     repo.moshi_path()?;
-    repo.lora_path()?;
+    if args.lora.is_none() {
+        repo.lora_path()?;
+    }
     Ok(repo)
 }
 
