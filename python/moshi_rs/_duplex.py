@@ -147,12 +147,14 @@ class Duplex:
             self._changed.notify_all()
 
     def join(self) -> None:
-        """Waits for the end, at most one step after ``abort``.
+        """Waits for the end, at most one step after ``abort``; not at all before the start.
 
         Raises:
             MoshiError: What a step raised.
             OSError: What the tap raised.
         """
+        if self._thread.ident is None:
+            return
         self._done.wait()
         self._thread.join()
         if self._failure is not None:

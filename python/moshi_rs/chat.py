@@ -229,8 +229,8 @@ def _stepping(duplex: Duplex, terminal: Terminal) -> Iterator[Callable[[], None]
     def show() -> None:
         terminal.show(duplex.take_text(), duplex.report())
 
-    duplex.start()
     try:
+        duplex.start()
         yield show
     finally:
         duplex.abort()

@@ -120,6 +120,24 @@ def sounding_blocks(pcm: Array) -> Array:
     return blocks[blocks.any(axis=1)]
 
 
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("started", [False, True])
+def test_ctrl_c_at_the_start_leaves_no_thread(
+    monkeypatch: pytest.MonkeyPatch, *, started: bool
+) -> None:
+    start = Duplex.start
+
+    def interrupted(duplex: Duplex) -> None:
+        if started:
+            start(duplex)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Duplex, "start", interrupted)
+    before = threading.active_count()
+    assert cli.main(CHAT) == 130
+    assert threading.active_count() == before
+
+
 @pytest.mark.usefixtures("patient")
 def test_ctrl_c_ends_the_conversation(
     fake: FakeSounddevice, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
