@@ -133,6 +133,10 @@ check-cuda: $(CUDA_VENV)/ready ## Compile with CUDA and run what needs no GPU; s
 	cargo test --locked --features cuda $(CUDA_PACKAGES) -- cuda devices
 	$(CUDA_VENV)/bin/pip install --quiet . \
 		--config-settings=build-args="--features cuda --profile dev"
+	@# Linked to the driver, it would not even be imported on a machine without one.
+	module="$$($(CUDA_VENV)/bin/python -c 'import moshi_rs._core as m; print(m.__file__)')"; \
+		needed="$$(readelf --dynamic "$$module" | grep NEEDED)"; echo "$$needed"; \
+		[[ "$$needed" != *libcuda.so* ]] || { echo "error: $$module is linked to libcuda" >&2; exit 1; }
 	$(CUDA_VENV)/bin/python -m pytest tests/python/test_devices.py
 
 .PHONY: wheel
