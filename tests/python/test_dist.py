@@ -33,7 +33,9 @@ def test_native_modules_of_all_platforms_are_known(name: str) -> None:
     assert NATIVE.fullmatch(name)
 
 
-@pytest.mark.parametrize("name", ["_core.pyi", "_core.so", "_core.abi3.so.1", "libcuda.so", "a.pyd"])
+@pytest.mark.parametrize(
+    "name", ["_core.pyi", "_core.so", "_core.abi3.so.1", "libcuda.so", "a.pyd"]
+)
 def test_other_files_are_not_taken_for_one(name: str) -> None:
     assert not NATIVE.fullmatch(name)
 

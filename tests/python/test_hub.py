@@ -147,6 +147,34 @@ def test_ctrl_c_stops_a_download_that_is_resumed(
     assert not partial.exists()
 
 
+# The command line in a process whose files end at 1 MiB, as on a disk with that much room.
+LIMITED = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+runpy.run_module("moshi_rs", run_name="__main__", alter_sys=True)
+"""
+
+if sys.platform != "win32":
+
+    def test_a_file_that_does_not_fit_the_disk_is_resumed_elsewhere(
+        hub: FakeHub, tmp_path: Path
+    ) -> None:
+        encode = ["encode", str(DIALOGUE.parents[1] / "audio" / "hello.wav"), "--model", REPO]
+        encode += ["-o", str(tmp_path / "tokens.safetensors")]
+        limited = [sys.executable, "-c", LIMITED, *encode]
+        done = subprocess.run(limited, capture_output=True, text=True, check=False)
+        assert done.returncode == 3, done.stderr
+        assert "takes no files of this size" in done.stderr
+        assert "HF_HUB_CACHE" in done.stderr
+        blobs = tmp_path / "hf" / "hub" / "models--tiny--dialogue" / "blobs"
+        content = hub.repos[REPO]["mimi.safetensors"]
+        digest = hashlib.sha256(content).hexdigest()
+        assert not (blobs / digest).exists()
+        assert (blobs / f"{digest}.incomplete").stat().st_size == 1 << 20
+        assert command(*encode).returncode == 0
+        assert (blobs / digest).read_bytes() == content
+
+
 def command(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "moshi_rs", *args], capture_output=True, text=True, check=False
@@ -205,7 +233,7 @@ def test_a_config_in_toml_warns_of_what_it_does_not_know(tmp_path: Path) -> None
     files = 'moshi_name = "model.safetensors"\nmimi_name = "mimi.safetensors"\n'
     server = (
         'static_dir = "static"\nport = 1\n[modules.asr]\npath = "/asr"\ntype = "BatchedAsr"\n'
-        'batch_size = 64\nasr_delay_in_tokens = 6\nnoise = 1\n[modules.asr.gen]\nloud = true\n'
+        "batch_size = 64\nasr_delay_in_tokens = 6\nnoise = 1\n[modules.asr.gen]\nloud = true\n"
         f"[modules.asr.model]\n{bare.replace('[transformer]', '[modules.asr.model.transformer]')}"
     )
     at = "modules.asr"

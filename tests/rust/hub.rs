@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use moshi_core::checkpoint::{CodecFiles, FileSource, TensorFile};
@@ -241,6 +241,28 @@ fn more_bytes_than_promised_are_refused() {
     });
     let error = failure(&repo(&options(&hub, &cache)), WEIGHTS).to_string();
     assert!(error.contains("more bytes"), "{error}");
+}
+
+/// The device `/dev/full` refuses every byte as a full disk does.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error_that_leaves_no_broken_file() {
+    let (hub, cache) = (hub(), cache());
+    std::fs::create_dir_all(blobs(&cache)).unwrap();
+    std::os::unix::fs::symlink("/dev/full", partial(&cache)).unwrap();
+    let source = repo(&options(&hub, &cache));
+    let error = failure(&source, WEIGHTS);
+    assert!(matches!(error, Error::Hub { .. }), "{error}");
+    let text = error.to_string();
+    for part in ["is full", "1.0 MB more are needed for big.safetensors", "HF_HUB_CACHE"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let left: Vec<_> =
+        std::fs::read_dir(blobs(&cache)).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(left, [partial(&cache)]);
+    // Room again.
+    std::fs::remove_file(partial(&cache)).unwrap();
+    assert_eq!(std::fs::read(found(&source, WEIGHTS)).unwrap(), weights());
 }
 
 #[test]
@@ -497,6 +519,39 @@ fn a_stopped_download_is_resumed() {
     assert_eq!(std::fs::read(found(&repo(&options(&hub, &cache)), WEIGHTS)).unwrap(), weights());
     let content: Vec<_> = hub.take_requests().into_iter().filter(is_content).collect();
     assert_eq!(content[0].headers["range"], format!("bytes={bytes}-"));
+}
+
+/// Every position that is shown.
+#[derive(Debug, Default)]
+struct Positions(Mutex<Vec<u64>>);
+
+impl Progress for Positions {
+    fn start(&self, _: &str, _: Option<u64>) {}
+
+    fn at(&self, bytes: u64) -> ControlFlow<()> {
+        self.0.lock().unwrap().push(bytes);
+        ControlFlow::Continue(())
+    }
+
+    fn finish(&self) {}
+}
+
+#[test]
+fn progress_never_goes_back_while_a_download_is_resumed() {
+    let (hub, cache) = (hub(), cache());
+    let attempts = AtomicU64::default();
+    hub.fail(move |request, usual, _| {
+        is_content(request).then(|| match attempts.fetch_add(1, Ordering::SeqCst) % 2 {
+            0 => Answer { cut: Some(200_000), ..usual.clone() },
+            _ => Answer::new(503, ""),
+        })
+    });
+    let positions = Arc::new(Positions::default());
+    let options = HubOptions { progress: positions.clone(), ..options(&hub, &cache) };
+    assert_eq!(std::fs::read(found(&repo(&options), WEIGHTS)).unwrap(), weights());
+    let shown = positions.0.lock().unwrap();
+    assert!(shown.is_sorted() && shown.last() == Some(&1_000_003), "{shown:?}");
+    assert!(hub.take_requests().iter().filter(|request| is_content(request)).count() > 5);
 }
 
 #[test]

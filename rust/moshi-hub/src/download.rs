@@ -34,7 +34,7 @@ pub(crate) struct Download<'a> {
 impl Download<'_> {
     /// Brings the file into the cache and gives its path there.
     pub(crate) fn run(&self) -> Result<PathBuf, Failure> {
-        let facts = self.retry(|| self.client.facts(self.repo, self.commit, self.file))?;
+        let facts = self.retry(|| 0, || self.client.facts(self.repo, self.commit, self.file))?;
         let blob = self.cache.blob(&facts.etag);
         let disk = |error| Failure::disk(&blob, error);
         if !Self::is_complete(&blob, &facts) {
@@ -108,8 +108,9 @@ impl Download<'_> {
 
     /// Fetches until the partial file is as long as promised.
     fn fill(&self, partial: &Path, facts: &FileFacts) -> Result<(), Failure> {
-        self.retry(|| {
-            let have = length(partial);
+        let have = || length(partial);
+        self.retry(have, || {
+            let have = have();
             match facts.size_bytes {
                 Some(size) if have == size && size > 0 => return Ok(()),
                 Some(size) if have > size => {
@@ -220,9 +221,10 @@ impl Download<'_> {
         Ok(hexadecimal(&digest.finalize()))
     }
 
-    /// Tries again after an outage, with growing pauses.
+    /// Tries again after an outage, with growing pauses; `have` gives the bytes that are there.
     fn retry<T, F: Into<Attempt>>(
         &self,
+        have: impl Fn() -> u64,
         mut attempt: impl FnMut() -> Result<T, F>,
     ) -> Result<T, Failure> {
         let mut failures = 0;
@@ -244,7 +246,7 @@ impl Download<'_> {
                 Failure::Busy { wait: Some(wait), .. } => wait,
                 _ => self.options.retry_pause * 2u32.pow(failures - 1),
             };
-            self.pause(pause, 0)?;
+            self.pause(pause, have())?;
         }
     }
 

@@ -71,16 +71,23 @@ impl Failure {
                 place.endpoint
             )),
             Self::Disk { path, source, missing_bytes } => {
-                if !is_full(&source) {
-                    return Error::Io { path, source };
-                }
+                let (state, way_out) = match source.kind() {
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                        ("is full", "make room, or set HF_HUB_CACHE to a folder on a larger disk")
+                    }
+                    // FAT ends at 4 GB, and a process may have a limit.
+                    io::ErrorKind::FileTooLarge => (
+                        "takes no files of this size",
+                        "set HF_HUB_CACHE to a folder on another disk, or raise `ulimit -f`",
+                    ),
+                    _ => return Error::Io { path, source },
+                };
                 let need = missing_bytes.map_or(String::new(), |bytes| {
                     format!(" {} more are needed for {};", size(bytes), place.file.unwrap_or(""))
                 });
                 hub(format!(
-                    "the disk with {} is full:{need} make room, or set HF_HUB_CACHE to a folder on \
-                     a larger disk, and run again: in the same cache a download goes on where it \
-                     stopped",
+                    "the disk with {} {state}:{need} {way_out}, and run again: in the same cache a \
+                     download goes on where it stopped",
                     place.cache.display()
                 ))
             }
@@ -147,10 +154,6 @@ fn refused(status: u16, code: &str, place: Place<'_>) -> Error {
 
 fn of_code(code: &str) -> String {
     if code.is_empty() { String::new() } else { format!(", {code}") }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// A size for people.

@@ -82,6 +82,12 @@ impl HubOptions {
             let text = std::fs::read_to_string(token_file).ok()?;
             Some(text.trim().to_owned()).filter(|token| !token.is_empty())
         };
+        // Python takes the variables of tokens for implicit too.
+        let silent = flag("HF_HUB_DISABLE_IMPLICIT_TOKEN");
+        let token = || {
+            let named = variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN"));
+            named.or_else(stored_token)
+        };
         let default = Self::default();
         let seconds = variable("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|value| value.parse().ok());
         Self {
@@ -90,9 +96,7 @@ impl HubOptions {
             cache: path("HF_HUB_CACHE")
                 .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
                 .unwrap_or_else(|| common.join("hub")),
-            token: variable("HF_TOKEN")
-                .or_else(|| variable("HUGGING_FACE_HUB_TOKEN"))
-                .or_else(stored_token),
+            token: if silent { None } else { token() },
             offline: flag("HF_HUB_OFFLINE") || flag("TRANSFORMERS_OFFLINE"),
             certificates: path("SSL_CERT_FILE").or_else(|| path("REQUESTS_CA_BUNDLE")),
             timeout: seconds.map_or(default.timeout, |s: u32| Duration::from_secs(s.max(1).into())),
@@ -160,6 +164,11 @@ mod tests {
         let both = options(home.path(), &variables);
         assert_eq!(both.token.as_deref(), Some("hf_variable"));
         assert!(!format!("{both:?}").contains("hf_"), "{both:?}");
+        variables.push(("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"));
+        assert_eq!(options(home.path(), &variables).token, None);
+        variables.pop();
+        variables.push(("HF_HUB_DISABLE_IMPLICIT_TOKEN", "0"));
+        assert_eq!(options(home.path(), &variables).token.as_deref(), Some("hf_variable"));
         let elsewhere = [("HF_TOKEN_PATH", stored.to_str().expect("unicode"))];
         let found = options(Path::new("/nowhere"), &elsewhere).token;
         assert_eq!(found.as_deref(), Some("hf_stored"));
