@@ -342,7 +342,7 @@ fn adapters_must_fit() {
     let (repo, file) = (TinyRepo::new(), File::new());
     let config = LmConfig::from_json("config.json", &config().to_string()).unwrap();
     let load = |path: PathBuf| {
-        let options = LmOptions { lora: Some(path), ..LmOptions::default() };
+        let options = LmOptions { lora: Some(path.into()), ..LmOptions::default() };
         LanguageModel::load(&Scalar, &repo.file("model.safetensors"), &config, &options)
     };
     let adapter = |a: &[usize], b: &[usize], value: f32| {

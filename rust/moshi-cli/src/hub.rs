@@ -17,13 +17,14 @@ pub(crate) fn options(revision: Option<&String>) -> HubOptions {
     }
 }
 
-/// Opens a model and has all of its files at hand, so that loading downloads nothing.
-pub(crate) fn open(model: &Path, revision: Option<&String>) -> moshi_core::Result<Repo> {
-    let repo = moshi_hub::open_repo(model, &options(revision))?;
-    repo.tokenizer_path()?;
-    repo.mimi_path()?;
-    repo.moshi_path()?;
-    repo.lora_path()?;
+/// Opens a model, the one in the box when none is named, and has all of its files at hand, so that
+/// loading downloads nothing.
+pub(crate) fn open(model: Option<&Path>, revision: Option<&String>) -> moshi_core::Result<Repo> {
+    let repo = moshi_box::open_repo(model, &options(revision))?;
+    repo.tokenizer_file()?;
+    repo.mimi_file()?;
+    repo.moshi_file()?;
+    repo.lora_file()?;
     Ok(repo)
 }
 

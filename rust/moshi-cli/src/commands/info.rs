@@ -1,9 +1,9 @@
 //! `moshi-rs info`: what a model is and whose, without loading or downloading weights.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use moshi_core::Error;
-use moshi_core::checkpoint::{Repo, TensorFile};
+use moshi_core::checkpoint::{Repo, SourceFile, TensorFile};
 use moshi_hub::HubOptions;
 use serde_json::{Value, json};
 
@@ -14,11 +14,11 @@ use crate::output::{Result, line};
 
 pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
     let options = HubOptions { skip_weights: true, ..hub::options(args.revision.as_ref()) };
-    let repo = moshi_hub::open_repo(&args.model, &options)?;
+    let repo = moshi_box::open_repo(args.model.as_deref(), &options)?;
     let config = &repo.config;
     let temporal = &config.temporal;
     let origin = origin(&repo)?;
-    let mut language_model = weights(repo.moshi_path())?;
+    let mut language_model = weights(repo.moshi_file())?;
     extend(
         &mut language_model,
         json!({
@@ -34,7 +34,7 @@ pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
             "conditions": config.conditioners.iter().map(|c| &c.name).collect::<Vec<_>>(),
         }),
     );
-    let mut codec = weights(repo.mimi_path())?;
+    let mut codec = weights(repo.mimi_file())?;
     extend(
         &mut codec,
         json!({
@@ -46,9 +46,9 @@ pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
             "codebook_size": repo.mimi_config.codebook_size,
         }),
     );
-    let (tokenizer, present) = match repo.tokenizer_path() {
+    let (tokenizer, present) = match repo.tokenizer_file() {
         Err(Error::NotFound { path, .. }) => (path, false),
-        path => (path?, true),
+        file => (file?.path().to_owned(), true),
     };
     let facts = json!({
         "folder": repo.label(),
@@ -77,8 +77,8 @@ pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
 }
 
 /// Size of a weights file, or that it is not there.
-fn weights(path: moshi_core::Result<PathBuf>) -> Result<Value> {
-    let file = match path.and_then(|path| TensorFile::open(&path)) {
+fn weights(file: moshi_core::Result<SourceFile>) -> Result<Value> {
+    let file = match file.and_then(TensorFile::open) {
         Err(Error::NotFound { path, .. }) => {
             return Ok(json!({ "file": path.display().to_string(), "present": false }));
         }
@@ -106,12 +106,12 @@ fn extend(object: &mut Value, more: Value) {
 fn origin(repo: &Repo) -> Result<Value> {
     let source = repo.source();
     let card = match source.find("README.md")? {
-        Some(path) => Card::read(&path)?,
+        Some(file) => Card::read(&file)?,
         None => Card::default(),
     };
     let licence_file = source.list()?.into_iter().find(|name| is_licence(name));
     // Metadata of the weights' file, where it is here.
-    let metadata = repo.moshi_path().and_then(|path| TensorFile::open(&path));
+    let metadata = repo.moshi_file().and_then(TensorFile::open);
     let metadata = metadata.map(|file| file.metadata().clone()).unwrap_or_default();
     Ok(json!({
         "owner": label_owner(&repo.label()),

@@ -77,7 +77,7 @@ pub(crate) fn open(
     args: &SpeechArgs,
     loading: &Loading,
 ) -> moshi_core::Result<(Arc<Model>, Session)> {
-    let repo = hub::open(&args.model, args.revision.as_ref())?;
+    let repo = hub::open(args.model.as_deref(), args.revision.as_ref())?;
     let model = Model::open(&repo, &args.load_options(), loading)?;
     loading.finish();
     let default = model.default_sampling();

@@ -22,11 +22,11 @@ pub(super) fn compute<E: Executor>(
     let config = LmConfig::from_json(&config_name, &case.text(&config_name)?)?;
     let options = LmOptions {
         dtype: Some(moshi_core::lm::WeightType::F32),
-        lora: config.files.lora_name.as_ref().map(|name| case.folder.join(name)),
+        lora: config.files.lora_name.as_ref().map(|name| case.folder.join(name).into()),
         ..LmOptions::default()
     };
     let weights = config.files.moshi_name.as_deref().unwrap_or("model.safetensors");
-    let lm = LanguageModel::load(exec, &case.folder.join(weights), &config, &options)?;
+    let lm = LanguageModel::load(exec, case.folder.join(weights), &config, &options)?;
     let stream = LmStreamOptions {
         conditions: conditions(case, "conditions", true)?,
         guidance: guidance(case)?,
