@@ -66,6 +66,8 @@ def test_pages_have_commands() -> None:
 def test_moshi_rs_runs_what_the_page_says(page: str, tmp_path: Path) -> None:
     """On models of this repository it succeeds; else its arguments are understood."""
     workplace(tmp_path)
+    # The model in the box would converse for ever on a machine with sound devices.
+    (tmp_path / "sounddevice.py").write_text('raise OSError("PortAudio library not found")')
     offline = {
         "COLUMNS": "100",
         "HF_ENDPOINT": "http://127.0.0.1:9",
@@ -84,7 +86,9 @@ def test_moshi_rs_runs_what_the_page_says(page: str, tmp_path: Path) -> None:
             timeout=300,
         )
         shown = f"moshi-rs {shlex.join(arguments)}\n{done.stdout}{done.stderr}"
-        ours = any(word.startswith("tests/golden/") for word in arguments)
+        on_box = "--model" not in arguments and any(w.startswith("tests/audio/") for w in arguments)
+        on_golden = any(word.startswith("tests/golden/") for word in arguments)
+        ours = on_box or on_golden or arguments == ["info"]
         assert done.returncode in ({0} if ours else FINE_OR_NOT_THERE), shown
 
 

@@ -235,12 +235,12 @@ fn files_of_other_repositories_are_those_in_memory() {
     assert!(text.contains(LABEL) && text.contains("lost.model of somebody/else"), "{text}");
 }
 
-fn run(args: &[OsString]) -> i32 {
+fn run(args: Vec<OsString>) -> i32 {
     moshi_cli::main_from(arguments(args), None)
 }
 
-fn arguments(args: &[OsString]) -> Vec<OsString> {
-    std::iter::once("moshi-rs".into()).chain(args.iter().cloned()).collect()
+fn arguments(args: Vec<OsString>) -> Vec<OsString> {
+    std::iter::once("moshi-rs".into()).chain(args).collect()
 }
 
 /// Arguments of mixed kinds.
@@ -262,18 +262,18 @@ fn commands_take_it_where_no_model_is_named() {
         (args!["decode", out("codes.safetensors"), "-o"], "again.wav"),
     ] {
         let with_output = |name: &str| [unnamed.clone(), args![out(name)]].concat();
-        assert_eq!(run(&with_output(output)), 0, "{output}");
+        assert_eq!(run(with_output(output)), 0, "{output}");
         let reference = format!("reference-{output}");
-        assert_eq!(run(&[with_output(&reference), named.clone()].concat()), 0, "{output}");
+        assert_eq!(run([with_output(&reference), named.clone()].concat()), 0, "{output}");
         let [got, expected] = [output, &reference].map(|name| std::fs::read(out(name)).unwrap());
         assert!(got.len() > 1000 && got == expected, "{output}");
     }
-    let codes = TensorFile::open(out("codes.safetensors")).unwrap();
+    let codes = TensorFile::open(&out("codes.safetensors")).unwrap();
     assert!(!codes.read_i64("codes").unwrap().is_empty());
-    assert_eq!(run(&args!["info"]), 0);
-    assert_eq!(run(&args!["info", "--json"]), 0);
+    assert_eq!(run(args!["info"]), 0);
+    assert_eq!(run(args!["info", "--json"]), 0);
     for command in [args!["run", &hello], args!["encode", &hello, "-o", out("x")], args!["info"]] {
-        assert_eq!(run(&[command, args!["--revision", "main"]].concat()), 2);
+        assert_eq!(run([command, args!["--revision", "main"]].concat()), 2);
     }
 }
 
@@ -285,6 +285,6 @@ fn chat_takes_it_where_no_model_is_named() {
         labels.push(model.info().source.clone());
         0
     };
-    assert_eq!(moshi_cli::main_from(arguments(&args!["chat"]), Some(&mut chat)), 0);
+    assert_eq!(moshi_cli::main_from(arguments(args!["chat"]), Some(&mut chat)), 0);
     assert_eq!(labels, [LABEL]);
 }

@@ -167,13 +167,13 @@ impl FileSource for HubRepo {
         if is_commit(&self.revision) {
             let path = self.cache.pointer(&self.revision, name);
             if path.exists() {
-                return Ok(Some(path.into()));
+                return Ok(Some(SourceFile::on_disk(path)));
             }
         }
         let snapshot = self.snapshot()?;
         let path = self.cache.pointer(&snapshot.commit, name);
         if path.exists() {
-            return Ok(Some(path.into()));
+            return Ok(Some(SourceFile::on_disk(path)));
         }
         let leave = self.options.skip_weights && is_weights(name);
         if leave || snapshot.cached || !snapshot.files.contains(name) {
@@ -188,7 +188,7 @@ impl FileSource for HubRepo {
             file: name,
         };
         match download.run() {
-            Ok(path) => Ok(Some(path.into())),
+            Ok(path) => Ok(Some(SourceFile::on_disk(path))),
             Err(failure) => Err(failure.into_error(self.place(Some(name)))),
         }
     }

@@ -146,7 +146,7 @@ impl Repo {
             reason: reason.into(),
         };
         if let Some(path) = name.strip_prefix("file://") {
-            return Ok(PathBuf::from(path).into());
+            return Ok(SourceFile::on_disk(path));
         }
         if let Some(rest) = name.strip_prefix("hf://") {
             let slashes: Vec<usize> = rest.match_indices('/').map(|(i, _)| i).collect();

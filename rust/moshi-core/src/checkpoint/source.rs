@@ -16,6 +16,11 @@ pub struct SourceFile {
 }
 
 impl SourceFile {
+    /// A file to open at `path`.
+    pub fn on_disk(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), contents: None }
+    }
+
     /// A file whose contents the program carries; `path` is what messages call it.
     pub fn in_memory(path: impl Into<PathBuf>, contents: &'static [u8]) -> Self {
         Self { path: path.into(), contents: Some(contents) }
@@ -48,21 +53,15 @@ impl Debug for SourceFile {
     }
 }
 
-impl From<PathBuf> for SourceFile {
-    fn from(path: PathBuf) -> Self {
-        Self { path, contents: None }
-    }
-}
-
 impl From<&PathBuf> for SourceFile {
     fn from(path: &PathBuf) -> Self {
-        path.clone().into()
+        Self::on_disk(path)
     }
 }
 
 impl From<&Path> for SourceFile {
     fn from(path: &Path) -> Self {
-        path.to_owned().into()
+        Self::on_disk(path)
     }
 }
 
@@ -171,13 +170,13 @@ impl FileSource for Folder {
 
     fn find(&self, name: &str) -> Result<Option<SourceFile>> {
         let path = self.0.join(name);
-        Ok(path.exists().then(|| path.into()))
+        Ok(path.exists().then(|| SourceFile::on_disk(path)))
     }
 
     fn find_elsewhere(&self, repo: &str, name: &str) -> Result<SourceFile> {
         let path = self.0.join(file_part(name));
         if path.exists() {
-            return Ok(path.into());
+            return Ok(SourceFile::on_disk(path));
         }
         let hint = format!(": it is {name} of {repo}; download it into the model folder");
         Err(Error::NotFound { path, hint })
