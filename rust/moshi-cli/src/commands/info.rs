@@ -120,6 +120,7 @@ fn origin(repo: &Repo) -> Result<Value> {
         "license_link": card.text("license_link"),
         "license_file": licence_file,
         "base_model": card.text("base_model"),
+        "datasets": card.text("datasets"),
         "weights_metadata": (!metadata.is_empty()).then_some(metadata),
     }))
 }

@@ -72,22 +72,11 @@ impl From<&Self> for SourceFile {
 }
 
 /// The contents of a [`SourceFile`]: a memory map, or memory of the program. Dereferences to them.
-#[derive(Debug)]
 pub struct FileBytes(Bytes);
 
 enum Bytes {
     Mapped(MappedFile),
     InMemory(&'static [u8]),
-}
-
-impl Debug for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (kind, bytes) = match self {
-            Self::Mapped(map) => ("mapped", &**map),
-            Self::InMemory(bytes) => ("in memory", *bytes),
-        };
-        write!(f, "{} bytes {kind}", bytes.len())
-    }
 }
 
 impl Deref for FileBytes {
