@@ -24,13 +24,11 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
 
 .PHONY: demo
-demo: tools ## Set everything up and stream a recorded question through the small checkpoint
+demo: tools ## Set everything up and ask the model in the box a recorded question
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet .
 	mkdir -p $(DEMO_OUT)
-	@echo "The checkpoint in tests/golden/dialogue_repo has random weights: expect babble, in sound and text."
-	$(BIN)/moshi-rs -v run tests/audio/hello.wav -o $(DEMO_OUT)/answer.wav --stereo --pad 2 --seed 1 \
-		--model tests/golden/dialogue_repo
+	$(BIN)/moshi-rs -v run tests/audio/hello.wav -o $(DEMO_OUT)/answer.wav --stereo --pad 5 --seed 1
 
 .PHONY: test
 test: test-rust test-python ## Set everything up and pass every test

@@ -18,6 +18,9 @@ LICENSES = {"LICENSE-APACHE", "LICENSE-MIT", "THIRD-PARTY-LICENSES"}
 PACKAGE = {"__init__.py", "__main__.py", "_core.pyi", "cli.py", "errors.py", "py.typed"}
 NATIVE = re.compile(r"_core\.(abi3\.so|cp\w+(-\w+)*\.pyd|cpython-\w+(-\w+)*\.so|pyd)")
 SDIST = {*LICENSES, "Cargo.lock", "Cargo.toml", "README.md", "pyproject.toml", "python", "rust"}
+BOX = Path(__file__).resolve().parents[1] / "rust" / "moshi-box" / "checkpoint"
+WHEEL_BYTES = 32_000_000
+# Of everything but the model in the box.
 SDIST_BYTES = 4 << 20
 
 
@@ -37,6 +40,8 @@ def tool(*command: str | Path) -> str:
 def check_wheel(wheel: Path) -> str:
     """Contents, platform and ABI of a wheel; what was found, in words."""
     name, version, _, abi, platforms = wheel.stem.split("-")
+    size = wheel.stat().st_size
+    expect(size < WHEEL_BYTES, f"{wheel.name} has {size} bytes")
     with zipfile.ZipFile(wheel) as archive:
         members = {PurePosixPath(member) for member in archive.namelist()}
     info = PurePosixPath(f"{name}-{version}.dist-info")
@@ -67,20 +72,25 @@ def check_wheel(wheel: Path) -> str:
     else:
         # musllinux is audited by maturin when it builds, the others have nothing to audit.
         expect(platforms.startswith(("musllinux_", "macosx_", "win_")), f"{wheel.name}: platform")
-    return ", ".join(found)
+    return ", ".join([f"{size / 1e6:.1f} MB", *found])
 
 
 def check_sdist(sdist: Path) -> str:
     """Contents of a source distribution; what was found, in words."""
     with tarfile.open(sdist) as archive:
-        members = [PurePosixPath(member.name) for member in archive.getmembers() if member.isfile()]
-        unpacked = sum(member.size for member in archive.getmembers())
+        sizes = {PurePosixPath(m.name): m.size for m in archive.getmembers() if m.isfile()}
+    members = list(sizes)
+    in_box = [m for m in members if m.parts[1:-1] == BOX.parts[-3:]]
+    carried, committed = {m.name for m in in_box}, {path.name for path in BOX.iterdir()}
+    expect(carried == committed, f"{sdist.name} holds {sorted(carried)} of {sorted(committed)}")
+    unpacked = sum(sizes.values()) - sum(sizes[member] for member in in_box)
     tops = {member.parts[1] for member in members}
     expect(tops >= SDIST, f"{sdist.name} lacks {sorted(SDIST - tops)}")
-    strays = [m for m in members if m.suffix == ".safetensors" or any(p[0] == "." for p in m.parts)]
+    weights = [m for m in members if m.suffix == ".safetensors" and m not in in_box]
+    strays = weights + [m for m in members if any(part[0] == "." for part in m.parts)]
     expect(not strays, f"{sdist.name} holds {[str(stray) for stray in strays]}")
     expect(unpacked < SDIST_BYTES, f"{sdist.name} unpacks to {unpacked} bytes")
-    return f"{len(members)} files, {unpacked >> 10} KiB unpacked"
+    return f"{len(members)} files, {unpacked >> 10} KiB unpacked beside the model in the box"
 
 
 def check_version(files: list[Path], tag: str | None) -> str:

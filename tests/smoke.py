@@ -50,8 +50,8 @@ def global_lock() -> None:
         expect(not sys._is_gil_enabled(), "importing moshi_rs switched the GIL on")  # type: ignore[attr-defined, unused-ignore]
 
 
-def sessions(folder: Path) -> None:
-    """Equal seeds give equal frames, within a session and after a reset."""
+def sessions(folder: Path | None) -> None:
+    """Equal seeds give equal frames, within a session and after a reset; None is the box."""
     model = moshi_rs.StreamingModel.load(folder)
     phases = np.arange(FRAMES * model.frame_size) * (2 * np.pi * 220 / model.sample_rate)
     frames = (0.1 * np.sin(phases)).astype(np.float32).reshape(FRAMES, model.frame_size)
@@ -68,7 +68,7 @@ def sessions(folder: Path) -> None:
     print(f"sessions: {FRAMES} frames, {''.join(text for _, text in first)!r}")
 
 
-def codec(folder: Path) -> None:
+def codec(folder: Path | None) -> None:
     """Mimi encodes and decodes, and refuses what it cannot encode."""
     mimi = moshi_rs.Mimi.load(folder)
     pcm = np.linspace(-0.5, 0.5, 4 * mimi.frame_size, dtype=np.float32)
@@ -96,8 +96,8 @@ def missing_model(folder: Path) -> None:
         expect(False, "a missing folder was loaded")
 
 
-def command_line(folder: Path, recording: Path, out: Path) -> None:
-    """The console script of this very environment runs, and writes a wav file."""
+def command_line(recording: Path, out: Path) -> None:
+    """The console script of this very environment runs, and the model in the box answers."""
     script = Path(sysconfig.get_path("scripts")) / "moshi-rs"
 
     def moshi(*arguments: str | Path) -> str:
@@ -108,7 +108,7 @@ def command_line(folder: Path, recording: Path, out: Path) -> None:
         return done.stdout
 
     expect(moshi_rs.__version__ in moshi("--version"), "moshi-rs --version")
-    moshi("run", recording, "-o", out, "--model", folder, "--seed", str(SEED))
+    moshi("run", recording, "-o", out, "--seed", str(SEED))
     with wave.open(str(out)) as written, wave.open(str(recording)) as spoken:
         seconds = written.getnframes() / written.getframerate()
         expect(seconds >= spoken.getnframes() / spoken.getframerate(), f"{seconds} s of answer")
@@ -125,11 +125,12 @@ def main() -> None:
     print(f"Python {platform.python_version()}, {platform.platform()}, NumPy {np.__version__}")
     installed()
     global_lock()
-    sessions(folder)
-    codec(folder)
+    for model in (folder, None):
+        sessions(model)
+        codec(model)
     with tempfile.TemporaryDirectory() as scratch:
         missing_model(Path(scratch) / "no-such-model")
-        command_line(folder, recording, Path(scratch) / "answer.wav")
+        command_line(recording, Path(scratch) / "answer.wav")
     print("smoke test passed")
 
 

@@ -29,7 +29,7 @@ async def converse(model: moshi_rs.StreamingModel, seed: int) -> str:
 
 async def main() -> list[str]:
     """Loads off the loop as well: reading weights takes seconds."""
-    model = await asyncio.to_thread(moshi_rs.StreamingModel.load, "tests/golden/dialogue_repo")
+    model = await asyncio.to_thread(moshi_rs.StreamingModel.load)
     return await asyncio.gather(*(converse(model, seed) for seed in range(3)))
 
 

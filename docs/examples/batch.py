@@ -8,7 +8,7 @@ import numpy as np
 
 import moshi_rs
 
-model = moshi_rs.StreamingModel.load("tests/golden/dialogue_repo")
+model = moshi_rs.StreamingModel.load()
 heard = np.zeros((4, 12, model.frame_size), dtype=np.float32)  # [conversation, frame, sample]
 
 

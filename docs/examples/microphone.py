@@ -49,6 +49,6 @@ def talk(model: moshi_rs.StreamingModel, frames: float = float("inf")) -> None:
 
 if __name__ == "__main__":
     try:
-        talk(moshi_rs.StreamingModel.load(sys.argv[1]))
+        talk(moshi_rs.StreamingModel.load(*sys.argv[1:2]))
     except KeyboardInterrupt:
         print()

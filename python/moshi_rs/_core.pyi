@@ -88,7 +88,7 @@ def step_batch(sessions: Sequence[Session], frames: Iterable[_Samples]) -> list[
 class Mimi:
     @staticmethod
     def load(
-        path: _Path,
+        path: _Path | None = None,
         *,
         num_codebooks: int = 8,
         mode: Literal["exact", "fast"] = "exact",
@@ -135,7 +135,7 @@ class MimiStream:
 class LanguageModel:
     @staticmethod
     def load(
-        path: _Path,
+        path: _Path | None = None,
         *,
         device: Literal["auto", "cpu"] = "cpu",
         dtype: Literal["auto", "f32", "bf16", "q8", "q4"] = "auto",

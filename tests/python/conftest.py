@@ -11,6 +11,9 @@ from support import DIALOGUE, FRAME, GOLDEN, Array, expected
 
 # rustymimi has no wheels for later interpreters; on these, its absence is an error.
 collect_ignore = [] if sys.version_info < (3, 14) else ["test_rustymimi.py"]
+# Windows has no pseudo-terminals of this kind.
+if sys.platform == "win32":
+    collect_ignore.append("test_terminal.py")
 
 
 @pytest.fixture(scope="session")

@@ -250,7 +250,7 @@ def test_a_wrong_device_does_not_cost_the_loading_of_a_model(
         ([*CHAT, "--record", "no/such/folder/a.wav"], 5, "--record no/such/folder/a.wav"),
         ([*CHAT, "--temperature=-1"], 5, "temperature"),
         ([*CHAT, "--device", "cuda"], 4, "cuda"),
-        (["chat"], 2, "--model"),
+        (["chat", "--revision", "main"], 2, "no model is named"),
         (["chat", "--list-devices", "--seed", "1"], 2, "--list-devices"),
     ],
     ids=str,

@@ -77,6 +77,7 @@ def test_moshi_rs_runs_what_the_page_says(page: str, tmp_path: Path) -> None:
     for name, audio in RECORDINGS.items():
         shutil.copyfile(REPOSITORY / "tests" / "audio" / audio, tmp_path / name)
     shutil.copytree(DIALOGUE, tmp_path / "moshiko")
+    # A model would converse for ever on a machine with sound devices.
     (tmp_path / "sounddevice.py").write_text("raise ImportError")
     codec = codec_repository(tmp_path / "codec")
     with serve({"kyutai/moshiko-pytorch-bf16": DIALOGUE, "kyutai/mimi": codec}) as hub:

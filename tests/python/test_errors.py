@@ -38,9 +38,9 @@ def test_every_error_is_a_moshi_error_and_a_builtin_one() -> None:
         assert error.__doc__
 
 
-def test_no_model_in_the_box() -> None:
-    with pytest.raises(errors.ConfigError, match="pass a model folder"):
-        moshi_rs.StreamingModel.load()
+def test_the_model_in_the_box_has_no_revisions() -> None:
+    with pytest.raises(errors.ConfigError, match="only a hub has revisions, and no model is named"):
+        moshi_rs.StreamingModel.load(revision="main")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ CODEC = "tiny/codec"
 CARD = """---
 license: cc-by-4.0
 base_model: [tiny/base, tiny/other]
+datasets: [tiny/talk]
 ---
 # Tiny
 """
@@ -194,6 +195,7 @@ def test_info_states_licence_and_origin_without_weights(hub: FakeHub) -> None:
         "license_link": None,
         "license_file": "LICENSE",
         "base_model": "tiny/base, tiny/other",
+        "datasets": "tiny/talk",
         "weights_metadata": None,
     }
     assert facts["language_model"]["present"] is False

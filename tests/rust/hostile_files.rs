@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use moshi_core::Error;
-use moshi_core::checkpoint::TensorFile;
+use moshi_core::checkpoint::{SourceFile, TensorFile};
 use moshi_core::config::{LmConfig, MimiConfig};
 use moshi_core::exec::Scalar;
 use moshi_core::lm::{LanguageModel, LmOptions};
@@ -342,7 +342,7 @@ fn adapters_must_fit() {
     let (repo, file) = (TinyRepo::new(), File::new());
     let config = LmConfig::from_json("config.json", &config().to_string()).unwrap();
     let load = |path: PathBuf| {
-        let options = LmOptions { lora: Some(path), ..LmOptions::default() };
+        let options = LmOptions { lora: Some(SourceFile::on_disk(path)), ..LmOptions::default() };
         LanguageModel::load(&Scalar, &repo.file("model.safetensors"), &config, &options)
     };
     let adapter = |a: &[usize], b: &[usize], value: f32| {

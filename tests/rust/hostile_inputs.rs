@@ -78,7 +78,7 @@ fn bad_settings_are_refused<E: Executor>(exec: &E) {
 fn bad_codec_input_changes_nothing<E: Executor>(exec: &E) {
     let folder = TinyRepo::new();
     let repo = folder.open();
-    let path = repo.mimi_path().unwrap();
+    let path = repo.mimi_file().unwrap();
     let load = |num_codebooks| {
         let options = MimiOptions { num_codebooks, ..MimiOptions::default() };
         Mimi::load(exec, &path, &repo.mimi_config, &options)

@@ -50,7 +50,8 @@ fn repo(options: &HubOptions) -> HubRepo {
 }
 
 fn found(source: &HubRepo, name: &str) -> PathBuf {
-    source.find(name).unwrap().unwrap_or_else(|| panic!("{name} is there"))
+    let file = source.find(name).unwrap().unwrap_or_else(|| panic!("{name} is there"));
+    file.path().to_owned()
 }
 
 fn failure(source: &HubRepo, name: &str) -> Error {
@@ -122,7 +123,7 @@ fn a_model_speaks_as_from_its_folder_and_the_token_stays_with_the_hub() {
     assert_eq!((hub.take_requests().len(), storage.take_requests().len()), (1, 0));
 
     let CodecFiles { weights, config } = open_codec(Path::new(REPO), &options).unwrap();
-    assert_eq!(weights, again.mimi_path().unwrap());
+    assert_eq!(weights, again.mimi_file().unwrap());
     assert_eq!(config.frame_samples, again.mimi_config.frame_samples);
 }
 
@@ -559,8 +560,8 @@ fn files_of_other_repositories_are_found() {
     let (hub, cache) = (hub(), cache());
     // A repository that exists nowhere, whose config names a file of one that does.
     let source = HubRepo::new("tiny/borrower", &options(&hub, &cache)).unwrap();
-    let path = source.find_elsewhere(REPO, TEXT).unwrap();
-    assert_eq!(std::fs::read(path).unwrap(), b"a note");
+    let file = source.find_elsewhere(REPO, TEXT).unwrap();
+    assert_eq!(&*file.bytes().unwrap(), b"a note");
     let error = source.find_elsewhere(REPO, "none.json").unwrap_err();
     assert!(
         matches!(&error, Error::NotFound { path, .. } if path.ends_with("none.json")),

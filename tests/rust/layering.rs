@@ -35,11 +35,16 @@ fn crates_stay_below_their_layer() {
                 "clap",
                 "ureq",
                 "moshi-hub",
+                "moshi-box",
                 "moshi-audio",
                 "moshi-cli",
             ],
         ),
-        ("moshi-hub", &["pyo3", "numpy", "tokio", "axum", "clap", "moshi-audio", "moshi-cli"]),
+        (
+            "moshi-hub",
+            &["pyo3", "numpy", "tokio", "axum", "clap", "moshi-box", "moshi-audio", "moshi-cli"],
+        ),
+        ("moshi-box", &["pyo3", "numpy", "tokio", "axum", "clap", "moshi-audio", "moshi-cli"]),
         ("moshi-cli", &["pyo3", "numpy", "tokio", "axum", "moshi-py"]),
     ] {
         let names = dependencies(package);

@@ -19,6 +19,7 @@ mod hostile_files;
 mod hostile_gguf;
 mod hostile_inputs;
 mod hub;
+mod in_the_box;
 mod layering;
 mod layouts;
 mod memory;

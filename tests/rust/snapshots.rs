@@ -130,7 +130,7 @@ fn codec_streams_continue<E: Executor>(exec: &E) {
     let tiny = TinyRepo::new();
     let repo = tiny.open();
     let options = MimiOptions { num_codebooks: 4, ..MimiOptions::default() };
-    let path = repo.mimi_path().unwrap();
+    let path = repo.mimi_file().unwrap();
     let mimi = Mimi::load(exec, &path, &repo.mimi_config, &options).unwrap();
     for before in [0, 1, 2, 3, 4, 17] {
         let (mut encoder, mut decoder) =

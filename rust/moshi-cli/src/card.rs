@@ -1,17 +1,14 @@
 //! The front matter of a model card: YAML between two lines `---` at the top of a README.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
 
-use moshi_core::Error;
+use moshi_core::checkpoint::SourceFile;
 use saphyr_parser::{Event, Parser};
 
 use crate::output::Result;
 
 /// More than any card's front matter.
-const MAX_CARD_BYTES: u64 = 256 << 10;
+const MAX_CARD_BYTES: usize = 256 << 10;
 const FENCE: &str = "---";
 
 /// Keys at the top level of a card whose values are texts or lists of texts.
@@ -19,12 +16,9 @@ const FENCE: &str = "---";
 pub(crate) struct Card(BTreeMap<String, Vec<String>>);
 
 impl Card {
-    pub(crate) fn read(path: &Path) -> Result<Self> {
-        let io = |source| Error::Io { path: path.into(), source };
-        let mut bytes = Vec::new();
-        let file = File::open(path).map_err(io)?;
-        file.take(MAX_CARD_BYTES).read_to_end(&mut bytes).map_err(io)?;
-        Ok(Self::parse(&String::from_utf8_lossy(&bytes)))
+    pub(crate) fn read(file: &SourceFile) -> Result<Self> {
+        let bytes = file.bytes()?;
+        Ok(Self::parse(&String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_CARD_BYTES)])))
     }
 
     /// What can be understood: a card is for people, and states as much as it states.

@@ -18,15 +18,15 @@ pub(crate) fn options(revision: Option<&String>) -> HubOptions {
     }
 }
 
-/// Opens a model and has all files at hand that these arguments ask for, so that loading
-/// downloads nothing.
+/// Opens a model, the one in the box when none is named, and has all files at hand that these
+/// arguments ask for, so that loading downloads nothing.
 pub(crate) fn open(args: &SpeechArgs) -> moshi_core::Result<Repo> {
-    let repo = moshi_hub::open_repo(&args.model, &options(args.revision.as_ref()))?;
-    repo.tokenizer_path()?;
-    repo.mimi_path()?;
-    repo.moshi_path()?;
+    let repo = moshi_box::open_repo(args.model.as_deref(), &options(args.revision.as_ref()))?;
+    repo.tokenizer_file()?;
+    repo.mimi_file()?;
+    repo.moshi_file()?;
     if args.lora.is_none() {
-        repo.lora_path()?;
+        repo.lora_file()?;
     }
     Ok(repo)
 }

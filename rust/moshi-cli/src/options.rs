@@ -10,10 +10,14 @@ use moshi_core::{CpuExecutor, Device, LoadOptions};
 #[derive(Debug, Parser)]
 #[command(name = "moshi-rs", version, arg_required_else_help = true, max_term_width = 100)]
 #[command(after_help = "\
+A small model is in the box: it is inside the program, needs no download, and is taken where no
+model is named.
+
 Examples:
+  moshi-rs run question.wav -o answer.wav
   moshi-rs run question.wav -o answer.wav --model ./moshiko-pytorch-bf16
-  moshi-rs encode speech.flac -o speech.tokens.safetensors --model ./moshiko-pytorch-bf16
-  moshi-rs info ./moshiko-pytorch-bf16
+  moshi-rs encode speech.flac -o speech.tokens.safetensors --model kyutai/mimi
+  moshi-rs info
   moshi-rs info kyutai/moshiko-pytorch-bf16
 
 Exit codes: 0 fine, 1 a check fell short, 2 usage or config, 3 checkpoint, 4 device, 5 input,
@@ -129,14 +133,12 @@ pub(crate) struct RunArgs {
 }
 
 /// Which model speaks, and how.
-// Which arguments are there if these are: clap does not find out where arguments are nested.
 #[derive(Debug, Clone, Args)]
-#[group(args = ["model"])]
 pub(crate) struct SpeechArgs {
     /// Model: a folder with config.json and the files that it names, a file in one, or OWNER/NAME
-    /// of a repository on the hub, which is downloaded once.
+    /// of a repository on the hub, which is downloaded once. Without it, the model in the box.
     #[arg(short, long)]
-    pub(crate) model: PathBuf,
+    pub(crate) model: Option<PathBuf>,
     /// Branch, tag or commit of a model on the hub.
     #[arg(long)]
     pub(crate) revision: Option<String>,
@@ -196,18 +198,18 @@ pub(crate) struct ChatArgs {
     /// Write the conversation to this wav file: the user on the left, the model on the right.
     #[arg(long, value_name = "FILE")]
     pub(crate) record: Option<PathBuf>,
-    /// Missing only beside --list-devices.
     #[command(flatten)]
-    pub(crate) speech: Option<SpeechArgs>,
+    pub(crate) speech: SpeechArgs,
 }
 
 /// Which codec to use.
 #[derive(Debug, Args)]
 pub(crate) struct CodecArgs {
     /// Model folder, a codec's safetensors file (with its mimi_config.json beside it, if it is
-    /// not the public Mimi), or OWNER/NAME of a repository on the hub.
+    /// not the public Mimi), or OWNER/NAME of a repository on the hub. Without it, the codec of
+    /// the model in the box.
     #[arg(short, long)]
-    pub(crate) model: PathBuf,
+    pub(crate) model: Option<PathBuf>,
     /// Branch, tag or commit of a model on the hub.
     #[arg(long)]
     pub(crate) revision: Option<String>,
@@ -243,8 +245,8 @@ pub(crate) struct DecodeArgs {
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {
     /// Model folder, a file in one, or OWNER/NAME of a repository on the hub, whose weights stay
-    /// there.
-    pub(crate) model: PathBuf,
+    /// there. Without it, the model in the box.
+    pub(crate) model: Option<PathBuf>,
     /// Branch, tag or commit of a model on the hub.
     #[arg(long)]
     pub(crate) revision: Option<String>,

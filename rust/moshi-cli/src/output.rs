@@ -96,7 +96,7 @@ pub(crate) fn init_logging(verbose: u8) {
     let mut builder = env_logger::Builder::new();
     // A decoder's complaints about odd files come as our own errors.
     builder.filter_level(log::LevelFilter::Warn).filter_module("symphonia", log::LevelFilter::Off);
-    for module in ["moshi_core", "moshi_hub", "moshi_cli", "moshi_audio"] {
+    for module in ["moshi_core", "moshi_box", "moshi_hub", "moshi_cli", "moshi_audio"] {
         builder.filter_module(module, level);
     }
     // In Python, a logger may be set already; its configuration wins.

@@ -1,4 +1,4 @@
-//! A model folder, loaded and wired: what every session of a process shares.
+//! A model repository, loaded and wired: what every session of a process shares.
 
 use std::cell::Cell;
 use std::fmt;
@@ -93,6 +93,8 @@ pub struct Model {
 /// Facts about a loaded model.
 #[derive(Clone, Debug)]
 pub struct ModelInfo {
+    /// Where its files come from, as [`Repo::label`] calls it.
+    pub source: String,
     /// Program of the checkpoint.
     pub model_type: ModelType,
     /// Samples per second, in and out.
@@ -152,7 +154,7 @@ impl Model {
                 reason: "a text-to-speech model hears nothing; load it as a language model".into(),
             });
         }
-        let tokenizer = Tokenizer::load(&repo.tokenizer_path()?)?;
+        let tokenizer = Tokenizer::load(&repo.tokenizer_file()?)?;
         let config = repo.config.clone();
         let mimi_options = MimiOptions {
             num_codebooks: config.codec_codebooks(),
@@ -162,10 +164,13 @@ impl Model {
         let lm_options = LmOptions {
             dtype: options.dtype,
             end_acts_as_padding: config.model_type == ModelType::Hibiki,
-            lora: options.lora.clone().map_or_else(|| repo.lora_path(), |path| Ok(Some(path)))?,
+            lora: match &options.lora {
+                Some(path) => Some(path.into()),
+                None => repo.lora_file()?,
+            },
         };
-        let mimi_file = TensorFile::open(&repo.mimi_path()?)?;
-        let lm_files = LmFiles::open(&repo.moshi_path()?, &config, lm_options.lora.as_deref())?;
+        let mimi_file = TensorFile::open(&repo.mimi_file()?)?;
+        let lm_files = LmFiles::open(&repo.moshi_file()?, &config, lm_options.lora.as_ref())?;
 
         let total = (mimi_file.len_bytes() + lm_files.weights().len_bytes()) as u64;
         let done = Cell::new(0);
@@ -186,6 +191,7 @@ impl Model {
         let lm = lm.with_progress(&progress);
         let lm = LanguageModel::from_catalog(exec, &lm, &config, &lm_options)?;
         let info = ModelInfo {
+            source: repo.label(),
             model_type: config.model_type,
             sample_rate_hz: repo.mimi_config.sample_rate_hz,
             frame_samples: repo.mimi_config.frame_samples,

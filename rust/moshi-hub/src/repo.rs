@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use moshi_core::checkpoint::FileSource;
+use moshi_core::checkpoint::{FileSource, SourceFile};
 use moshi_core::{Error, Result};
 
 use crate::cache::RepoCache;
@@ -159,7 +159,7 @@ impl FileSource for HubRepo {
         Ok(self.snapshot()?.files.iter().cloned().collect())
     }
 
-    fn find(&self, name: &str) -> Result<Option<PathBuf>> {
+    fn find(&self, name: &str) -> Result<Option<SourceFile>> {
         if !is_safe(name) {
             return Ok(None);
         }
@@ -167,13 +167,13 @@ impl FileSource for HubRepo {
         if is_commit(&self.revision) {
             let path = self.cache.pointer(&self.revision, name);
             if path.exists() {
-                return Ok(Some(path));
+                return Ok(Some(SourceFile::on_disk(path)));
             }
         }
         let snapshot = self.snapshot()?;
         let path = self.cache.pointer(&snapshot.commit, name);
         if path.exists() {
-            return Ok(Some(path));
+            return Ok(Some(SourceFile::on_disk(path)));
         }
         let leave = self.options.skip_weights && is_weights(name);
         if leave || snapshot.cached || !snapshot.files.contains(name) {
@@ -188,12 +188,12 @@ impl FileSource for HubRepo {
             file: name,
         };
         match download.run() {
-            Ok(path) => Ok(Some(path)),
+            Ok(path) => Ok(Some(SourceFile::on_disk(path))),
             Err(failure) => Err(failure.into_error(self.place(Some(name)))),
         }
     }
 
-    fn find_elsewhere(&self, repo: &str, name: &str) -> Result<PathBuf> {
+    fn find_elsewhere(&self, repo: &str, name: &str) -> Result<SourceFile> {
         let other = {
             let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
             match others.get(repo) {

@@ -28,7 +28,7 @@ impl LanguageModel {
     ///
     /// Args:
     ///     path: The folder, the ``config.json`` or the weights in it, or "owner/name" of a
-    ///         repository on the Hugging Face hub.
+    ///         repository on the Hugging Face hub. None is the model in the box.
     ///     device: "auto" or "cpu", which are the same here.
     ///     dtype: Storage of the weights: "auto" keeps the checkpoint's type, "f32", "bf16",
     ///         "q8", "q4", as for ``StreamingModel.load``.
@@ -44,15 +44,15 @@ impl LanguageModel {
     ///         cannot be reached or refuses access.
     ///     DeviceError: Another device than the CPU.
     #[staticmethod]
-    #[pyo3(signature = (path, *, device="cpu", dtype="auto"))]
-    fn load(py: Python<'_>, path: PathBuf, device: &str, dtype: &str) -> PyResult<Self> {
+    #[pyo3(signature = (path=None, *, device="cpu", dtype="auto"))]
+    fn load(py: Python<'_>, path: Option<PathBuf>, device: &str, dtype: &str) -> PyResult<Self> {
         logging::install();
         options::cpu_only(device)?;
         let dtype = options::dtype(dtype)?;
         let weights = hub::enter(py, None, |hub| {
-            let repo = moshi_hub::open_repo(&path, hub)?;
-            let options = LmOptions { dtype, end_acts_as_padding: false, lora: repo.lora_path()? };
-            Weights::load(&Scalar, &repo.moshi_path()?, &repo.config, &options)
+            let repo = moshi_box::open_repo(path.as_deref(), hub)?;
+            let options = LmOptions { dtype, end_acts_as_padding: false, lora: repo.lora_file()? };
+            Weights::load(&Scalar, repo.moshi_file()?, &repo.config, &options)
         })?;
         Ok(Self { weights: Arc::new(weights) })
     }

@@ -35,7 +35,7 @@ impl Mimi {
     ///     path: A safetensors file of weights, a model folder whose config names it, a folder
     ///         with a codec alone, or "owner/name" of either on the Hugging Face hub. The config
     ///         is ``mimi_config.json`` (or Hugging Face's ``config.json``) beside the weights,
-    ///         else that of the public Mimi.
+    ///         else that of the public Mimi. None is the codec of the model in the box.
     ///     num_codebooks: Codebooks to use, 1 to those stored. Codes of the first ones do not
     ///         depend on how many are used.
     ///     mode: "exact": f32 weights. ("fast" is reserved.)
@@ -58,13 +58,13 @@ impl Mimi {
     ///     DeviceError: Another device than the CPU.
     #[staticmethod]
     #[pyo3(signature = (
-        path, *, num_codebooks=None, mode="exact", window=None, threads=None, parts="both",
+        path=None, *, num_codebooks=None, mode="exact", window=None, threads=None, parts="both",
         device="cpu"
-    ), text_signature = "(path, *, num_codebooks=8, mode='exact', window='moshi', threads=None, parts='both', device='cpu')")]
+    ), text_signature = "(path=None, *, num_codebooks=8, mode='exact', window='moshi', threads=None, parts='both', device='cpu')")]
     #[expect(clippy::too_many_arguments, reason = "one per option of the Python API")]
     fn load(
         py: Python<'_>,
-        path: PathBuf,
+        path: Option<PathBuf>,
         num_codebooks: Option<&Bound<'_, PyAny>>,
         mode: &str,
         window: Option<&Bound<'_, PyAny>>,
@@ -84,8 +84,8 @@ impl Mimi {
         )?;
         options::threads(threads)?;
         let codec = hub::enter(py, None, |hub| {
-            let CodecFiles { weights, config } = moshi_hub::open_codec(&path, hub)?;
-            Codec::load(&Scalar, &weights, &config, &options)
+            let CodecFiles { weights, config } = moshi_box::open_codec(path.as_deref(), hub)?;
+            Codec::load(&Scalar, weights, &config, &options)
         })?;
         Ok(Self { codec: Arc::new(codec) })
     }

@@ -11,7 +11,7 @@ use pyo3::types::PyDict;
 use crate::options::{self, SamplingArgs};
 use crate::runtime::{self, Exclusive};
 use crate::session::{Output, Session};
-use crate::{array, errors, hub, logging};
+use crate::{array, hub, logging};
 
 /// A speech-to-speech or transcription model, loaded once and shared by any number of sessions.
 ///
@@ -38,7 +38,7 @@ impl StreamingModel {
     ///     path_or_repo: Folder laid out like a public repository: ``config.json`` and the files
     ///         that it names; a file in one; or "owner/name" of a repository on the Hugging Face
     ///         hub, whose files are downloaded once, verified, and kept in the cache of
-    ///         ``huggingface_hub``. This version carries no built-in model.
+    ///         ``huggingface_hub``. None is the model in the box, which is inside the package.
     ///     device: "auto", "cpu", "cuda" or "metal". "auto" is the best device of this build; when
     ///         that is not in this machine, it logs a warning and takes the CPU.
     ///     dtype: Storage of the language model's weights: "auto" keeps the checkpoint's type,
@@ -75,10 +75,6 @@ impl StreamingModel {
         revision: Option<&str>,
     ) -> PyResult<Self> {
         logging::install();
-        let Some(path) = path_or_repo else {
-            let reason = "this version carries no built-in model; pass a model folder";
-            return Err(errors::option("path_or_repo", "None", reason));
-        };
         options::kv_dtype(kv_dtype)?;
         options::threads(threads)?;
         let options = LoadOptions {
@@ -89,7 +85,7 @@ impl StreamingModel {
         };
         let seed = options::seed(seed)?;
         let model = hub::enter(py, revision, |hub| {
-            Model::open(&moshi_hub::open_repo(&path, hub)?, &options, &NoObserver)
+            Model::open(&moshi_box::open_repo(path_or_repo.as_deref(), hub)?, &options, &NoObserver)
         })?;
         Ok(Self::new(model, seed))
     }
@@ -226,7 +222,8 @@ impl StreamingModel {
     /// Facts about the model.
     ///
     /// Returns:
-    ///     A dict with ``model_type``, ``device``, ``executor``, ``dtype``, ``sample_rate`` (Hz),
+    ///     A dict with ``source`` (the folder or "owner/name", or "<model in the box>"),
+    ///     ``model_type``, ``device``, ``executor``, ``dtype``, ``sample_rate`` (Hz),
     ///     ``frame_size`` (samples), ``frame_rate`` (Hz), ``latency_frames``, ``num_codebooks``
     ///     (audio streams of the language model), ``text_vocabulary`` (tokens), ``conditions``
     ///     (names) and ``sampling`` (a dict of the checkpoint's defaults).
@@ -242,6 +239,7 @@ impl StreamingModel {
         sampling.set_item("guidance", config.generation.guidance)?;
         let conditions: Vec<&str> = config.conditioners.iter().map(|c| c.name.as_str()).collect();
         let info = PyDict::new(py);
+        info.set_item("source", &facts.source)?;
         info.set_item("model_type", facts.model_type.name())?;
         info.set_item("device", facts.device)?;
         info.set_item("executor", &facts.executor)?;

@@ -55,6 +55,6 @@ pub(crate) fn chat(args: ChatArgs, chat: Option<Chat<'_>>) -> Result<i32> {
         input_device: args.input_device,
         output_device: args.output_device,
         record: args.record,
-        opener: args.speech.map(SessionOpener),
+        opener: (!args.list_devices).then_some(SessionOpener(args.speech)),
     }))
 }

@@ -34,10 +34,10 @@ fn load<E: Executor>(
     parts: MimiParts,
 ) -> Result<Mimi<E>> {
     let CodecFiles { weights, config } =
-        moshi_hub::open_codec(&codec.model, &hub::options(codec.revision.as_ref()))?;
+        moshi_box::open_codec(codec.model.as_deref(), &hub::options(codec.revision.as_ref()))?;
     let num_codebooks = codebooks.unwrap_or(config.total_codebooks);
     let options = MimiOptions { num_codebooks, parts, exact: true, ..MimiOptions::default() };
-    Ok(Mimi::load(exec, &weights, &config, &options)?)
+    Ok(Mimi::load(exec, weights, &config, &options)?)
 }
 
 fn encode_with<E: Executor>(exec: &E, args: &EncodeArgs) -> Result<i32> {

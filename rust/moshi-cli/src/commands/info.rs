@@ -1,9 +1,9 @@
 //! `moshi-rs info`: what a model is and whose, without loading or downloading weights.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use moshi_core::Error;
-use moshi_core::checkpoint::{CodecFiles, FileSource, Repo, TensorFile};
+use moshi_core::checkpoint::{CodecFiles, FileSource, Repo, SourceFile, TensorFile};
 use moshi_core::config::MimiConfig;
 use moshi_hub::HubOptions;
 use serde_json::{Value, json};
@@ -15,10 +15,10 @@ use crate::output::{Result, line, one_line};
 
 pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
     let options = HubOptions { skip_weights: true, ..hub::options(args.revision.as_ref()) };
-    let facts = if args.model.is_file() {
-        of_model(&moshi_hub::open_repo(&args.model, &options)?)?
+    let facts = if args.model.as_ref().is_some_and(|model| model.is_file()) {
+        of_model(&moshi_box::open_repo(args.model.as_deref(), &options)?)?
     } else {
-        let source = moshi_hub::open_source(&args.model, &options)?;
+        let source = moshi_box::open_source(args.model.as_deref(), &options)?;
         match Repo::from_source(source.clone()) {
             Ok(repo) => of_model(&repo)?,
             Err(error) => match CodecFiles::alone(&*source)? {
@@ -48,8 +48,8 @@ pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
 fn of_model(repo: &Repo) -> Result<Value> {
     let config = &repo.config;
     let temporal = &config.temporal;
-    let origin = origin(repo.source(), repo.moshi_path())?;
-    let mut language_model = weights(repo.moshi_path())?;
+    let origin = origin(repo.source(), repo.moshi_file())?;
+    let mut language_model = weights(repo.moshi_file())?;
     extend(
         &mut language_model,
         json!({
@@ -65,11 +65,11 @@ fn of_model(repo: &Repo) -> Result<Value> {
             "conditions": config.conditioners.iter().map(|c| &c.name).collect::<Vec<_>>(),
         }),
     );
-    let mut codec = codec(repo.mimi_path(), &repo.mimi_config)?;
+    let mut codec = codec(repo.mimi_file(), &repo.mimi_config)?;
     extend(&mut codec, json!({ "codebooks_used": config.codec_codebooks() }));
-    let (tokenizer, present) = match repo.tokenizer_path() {
+    let (tokenizer, present) = match repo.tokenizer_file() {
         Err(Error::NotFound { path, .. }) => (path, false),
-        path => (path?, true),
+        file => (file?.path().to_owned(), true),
     };
     Ok(json!({
         "folder": repo.label(),
@@ -91,8 +91,8 @@ fn of_codec(source: &dyn FileSource, files: CodecFiles) -> Result<Value> {
     }))
 }
 
-fn codec(path: moshi_core::Result<PathBuf>, config: &MimiConfig) -> Result<Value> {
-    let mut codec = weights(path)?;
+fn codec(file: moshi_core::Result<SourceFile>, config: &MimiConfig) -> Result<Value> {
+    let mut codec = weights(file)?;
     extend(
         &mut codec,
         json!({
@@ -107,8 +107,8 @@ fn codec(path: moshi_core::Result<PathBuf>, config: &MimiConfig) -> Result<Value
 }
 
 /// Size of a weights file, or that it is not there.
-fn weights(path: moshi_core::Result<PathBuf>) -> Result<Value> {
-    let file = match path.and_then(|path| TensorFile::open(&path)) {
+fn weights(file: moshi_core::Result<SourceFile>) -> Result<Value> {
+    let file = match file.and_then(TensorFile::open) {
         Err(Error::NotFound { path, .. }) => {
             return Ok(json!({ "file": path.display().to_string(), "present": false }));
         }
@@ -133,14 +133,14 @@ fn extend(object: &mut Value, more: Value) {
 }
 
 /// Licence and attribution, as the repository states them: `null` is what it does not state.
-fn origin(source: &dyn FileSource, weights: moshi_core::Result<PathBuf>) -> Result<Value> {
+fn origin(source: &dyn FileSource, weights: moshi_core::Result<SourceFile>) -> Result<Value> {
     let card = match source.find("README.md")? {
-        Some(path) => Card::read(&path)?,
+        Some(file) => Card::read(&file)?,
         None => Card::default(),
     };
     let licence_file = source.list()?.into_iter().find(|name| is_licence(name));
     // Metadata of the weights' file, where it is here.
-    let metadata = weights.and_then(|path| TensorFile::open(&path));
+    let metadata = weights.and_then(TensorFile::open);
     let metadata = metadata.map(|file| file.metadata().clone()).unwrap_or_default();
     Ok(json!({
         "owner": label_owner(&source.label()),
@@ -149,6 +149,7 @@ fn origin(source: &dyn FileSource, weights: moshi_core::Result<PathBuf>) -> Resu
         "license_link": card.text("license_link"),
         "license_file": licence_file,
         "base_model": card.text("base_model"),
+        "datasets": card.text("datasets"),
         "weights_metadata": (!metadata.is_empty()).then_some(metadata),
     }))
 }

@@ -1,8 +1,10 @@
 //! `moshi-rs run`: an audio file through the step loop.
 
+use std::io::{IsTerminal, stdout};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use indicatif::ProgressBar;
 use moshi_audio::{AudioReader, MonoReader, WavWriter};
 use moshi_core::lm::Sampling;
 use moshi_core::{Model, Session, SessionOptions};
@@ -34,7 +36,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<i32> {
     let frame = info.frame_samples;
     let pad = (args.pad * info.sample_rate_hz as f64) as usize;
     let total = reader.total_samples().map(|n| (n + pad as u64).div_ceil(frame as u64));
-    let bar = progress(total, "frames");
+    // Where the text appears, it shows the progress, and a bar would wipe it out.
+    let text_on_terminal = !args.json && stdout().is_terminal();
+    let bar = if text_on_terminal { ProgressBar::hidden() } else { progress(total, "frames") };
     let mut samples = Vec::new();
     let mut times = Vec::new();
     let mut said = String::new();
@@ -57,7 +61,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<i32> {
                 writer.write(&interleave(pcm, output.pcm, args.stereo))?;
             }
             if !args.json && !output.text.is_empty() {
-                bar.suspend(|| text(&output.text))?;
+                // The first word begins with a space, as every word does.
+                let start = said.is_empty();
+                text(if start { output.text.trim_start() } else { &output.text })?;
             }
             said.push_str(&output.text);
             bar.inc(1);

@@ -1,6 +1,6 @@
 //! Cases of kind `language_model`: greedy steps from given user tokens.
 
-use moshi_core::checkpoint::TensorFile;
+use moshi_core::checkpoint::{SourceFile, TensorFile};
 use moshi_core::config::LmConfig;
 use moshi_core::exec::Executor;
 use moshi_core::lm::{
@@ -22,7 +22,11 @@ pub(super) fn compute<E: Executor>(
     let config = LmConfig::from_json(&config_name, &case.text(&config_name)?)?;
     let options = LmOptions {
         dtype: Some(moshi_core::lm::WeightType::F32),
-        lora: config.files.lora_name.as_ref().map(|name| case.folder.join(name)),
+        lora: config
+            .files
+            .lora_name
+            .as_ref()
+            .map(|name| SourceFile::on_disk(case.folder.join(name))),
         ..LmOptions::default()
     };
     let weights = config.files.moshi_name.as_deref().unwrap_or("model.safetensors");

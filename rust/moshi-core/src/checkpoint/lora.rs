@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
 
-use super::{TensorFile, names};
+use super::{SourceFile, TensorFile, names};
 use crate::config::LmConfig;
 use crate::error::{Result, TensorProblems};
 
@@ -34,9 +33,9 @@ impl Lora {
     ///
     /// # Errors
     /// As [`TensorFile::open`].
-    pub fn open(path: &Path, config: &LmConfig) -> Result<Self> {
+    pub fn open(file: impl Into<SourceFile>, config: &LmConfig) -> Result<Self> {
         let mut lora = Self {
-            file: TensorFile::open(path)?,
+            file: TensorFile::open(file)?,
             scaling: config.lora_scaling as f32,
             adapters: BTreeMap::new(),
             embeddings: Vec::new(),

@@ -1,11 +1,11 @@
 //! From files to checked, named weights.
 //!
-//! - [`TensorFile`]: a memory-mapped safetensors or GGUF file.
+//! - [`TensorFile`]: a safetensors or GGUF file, mapped or in memory.
 //! - [`Catalog`]: the tensors of a file under the one canonical spelling that models ask for,
 //!   checked against the shapes that the config implies before anything is read.
 //! - [`layout`]: those names and shapes.
-//! - [`Repo`]: a model repository, wherever a [`FileSource`] has its files; [`CodecFiles`]: a
-//!   codec alone.
+//! - [`Repo`]: a model repository, wherever a [`FileSource`] has its files: a [`Folder`], the
+//!   program itself ([`InMemory`]), a hub; [`CodecFiles`]: a codec alone.
 
 mod catalog;
 mod fingerprint;
@@ -24,5 +24,5 @@ pub use fingerprint::Fingerprint;
 pub use lora::Lora;
 pub use names::Layout;
 pub use repo::{CodecFiles, Repo};
-pub use source::{FileSource, Folder, is_plain};
+pub use source::{FileBytes, FileSource, Folder, InMemory, SourceFile, is_plain};
 pub use tensor_file::{Container, Encoding, TensorFile, TensorInfo};

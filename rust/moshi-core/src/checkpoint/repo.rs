@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moshi_kernels::MappedFile;
-
-use super::source::{FileSource, Folder, is_plain};
+use super::source::{FileSource, Folder, SourceFile, is_plain};
 use crate::config::{LmConfig, MimiConfig};
 use crate::error::{Error, Result};
 
@@ -60,8 +58,8 @@ impl Repo {
         let config = match found {
             None => LmConfig::moshi_7b(),
             Some(name) => {
-                let path = required(&*source, name)?;
-                let (file, text) = (path.display().to_string(), read_text(&path)?);
+                let file = required(&*source, name)?;
+                let (file, text) = (file.path().display().to_string(), read_text(&file)?);
                 if is_toml(name) {
                     LmConfig::from_toml(&file, &text)?
                 } else {
@@ -90,7 +88,7 @@ impl Repo {
         Ok(repo)
     }
 
-    /// How messages call it: the folder's path, or `owner/name`.
+    /// How messages call it: the folder's path, `owner/name`, or what it is.
     pub fn label(&self) -> String {
         self.source.label()
     }
@@ -110,37 +108,37 @@ impl Repo {
     /// # Errors
     /// [`Error::NotFound`] when there is no such file, [`Error::Config`] for a name that leaves
     /// the repository, which only a local folder's config may have, as `file://PATH`.
-    pub fn moshi_path(&self) -> Result<PathBuf> {
+    pub fn moshi_file(&self) -> Result<SourceFile> {
         self.resolve("moshi_name", &self.weights_name)
     }
 
     /// Codec weights.
     ///
     /// # Errors
-    /// As [`Repo::moshi_path`].
-    pub fn mimi_path(&self) -> Result<PathBuf> {
+    /// As [`Repo::moshi_file`].
+    pub fn mimi_file(&self) -> Result<SourceFile> {
         self.resolve("mimi_name", &self.config.files.mimi_name)
     }
 
     /// SentencePiece model.
     ///
     /// # Errors
-    /// As [`Repo::moshi_path`].
-    pub fn tokenizer_path(&self) -> Result<PathBuf> {
+    /// As [`Repo::moshi_file`].
+    pub fn tokenizer_file(&self) -> Result<SourceFile> {
         self.resolve("tokenizer_name", &self.config.files.tokenizer_name)
     }
 
     /// Adapter weights, when the config names some.
     ///
     /// # Errors
-    /// As [`Repo::moshi_path`].
-    pub fn lora_path(&self) -> Result<Option<PathBuf>> {
+    /// As [`Repo::moshi_file`].
+    pub fn lora_file(&self) -> Result<Option<SourceFile>> {
         let name = self.config.files.lora_name.as_ref();
         name.map(|name| self.resolve("lora_name", name)).transpose()
     }
 
     /// A file that a config names. A config is untrusted: plain names stay inside the repository.
-    fn resolve(&self, field: &str, name: &str) -> Result<PathBuf> {
+    fn resolve(&self, field: &str, name: &str) -> Result<SourceFile> {
         let refuse = |reason: &str| Error::Config {
             file: self.config_file(),
             field: field.into(),
@@ -153,7 +151,7 @@ impl Repo {
                     "only a model folder may name files outside; download this one",
                 ));
             }
-            return Ok(PathBuf::from(path));
+            return Ok(SourceFile::on_disk(path));
         }
         if let Some(rest) = name.strip_prefix("hf://") {
             let slashes: Vec<usize> = rest.match_indices('/').map(|(i, _)| i).collect();
@@ -214,7 +212,7 @@ fn only_weights(source: &dyn FileSource) -> Result<String> {
     }
 }
 
-fn required(source: &dyn FileSource, name: &str) -> Result<PathBuf> {
+fn required(source: &dyn FileSource, name: &str) -> Result<SourceFile> {
     let missing = || Error::NotFound { path: in_source(source, name), hint: source.hint(name) };
     source.find(name)?.ok_or_else(missing)
 }
@@ -227,7 +225,7 @@ fn in_source(source: &dyn FileSource, name: &str) -> PathBuf {
 #[derive(Clone, Debug)]
 pub struct CodecFiles {
     /// Safetensors file.
-    pub weights: PathBuf,
+    pub weights: SourceFile,
     /// Config, the public Mimi's where the files carry none.
     pub config: MimiConfig,
 }
@@ -264,7 +262,7 @@ impl CodecFiles {
             return Ok(Self { weights: required(&*source, name)?, config });
         }
         let repo = Repo::from_source(source)?;
-        Ok(Self { weights: repo.mimi_path()?, config: repo.mimi_config })
+        Ok(Self { weights: repo.mimi_file()?, config: repo.mimi_config })
     }
 
     /// The codec of a source that is no model; `None` where there is none either. Its weights may
@@ -274,7 +272,8 @@ impl CodecFiles {
     /// As the config parsers, and those of the source.
     pub fn alone(source: &dyn FileSource) -> Result<Option<Self>> {
         let Some(name) = lone_codec(source)? else { return Ok(None) };
-        let weights = source.find(name)?.unwrap_or_else(|| in_source(source, name));
+        let weights = source.find(name)?;
+        let weights = weights.unwrap_or_else(|| SourceFile::on_disk(in_source(source, name)));
         Ok(Some(Self { weights, config: config_beside_codec(source)? }))
     }
 }
@@ -303,28 +302,25 @@ fn config_beside_codec(source: &dyn FileSource) -> Result<MimiConfig> {
 }
 
 /// True for a `config.json` of Hugging Face's codec class.
-fn is_codec_config(path: &Path) -> bool {
-    let text = read_text(path).unwrap_or_default();
+fn is_codec_config(file: &SourceFile) -> bool {
+    let text = read_text(file).unwrap_or_default();
     let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     json["model_type"] == "mimi"
 }
 
-fn codec_config(path: &Path) -> Result<MimiConfig> {
-    MimiConfig::from_json(&path.display().to_string(), &read_text(path)?)
+fn codec_config(file: &SourceFile) -> Result<MimiConfig> {
+    MimiConfig::from_json(&file.path().display().to_string(), &read_text(file)?)
 }
 
 /// Reads a text file of a size that configs have.
-pub(crate) fn read_text(path: &Path) -> Result<String> {
+fn read_text(file: &SourceFile) -> Result<String> {
     // Also an error for a pipe or a device, which may never end.
-    let bytes = MappedFile::open(path).map_err(|e| Error::read(path, e))?;
+    let bytes = file.bytes()?;
+    let bad = |reason| Error::ConfigFile { file: file.path().display().to_string(), reason };
     if bytes.len() > MAX_TEXT_BYTES {
-        let reason = format!("has {} bytes; at most {MAX_TEXT_BYTES} are read", bytes.len());
-        return Err(Error::ConfigFile { file: path.display().to_string(), reason });
+        return Err(bad(format!("has {} bytes; at most {MAX_TEXT_BYTES} are read", bytes.len())));
     }
-    String::from_utf8(bytes.to_vec()).map_err(|e| Error::ConfigFile {
-        file: path.display().to_string(),
-        reason: format!("is not UTF-8 text: {e}"),
-    })
+    String::from_utf8(bytes.to_vec()).map_err(|e| bad(format!("is not UTF-8 text: {e}")))
 }
 
 const MAX_TEXT_BYTES: usize = 4 << 20;

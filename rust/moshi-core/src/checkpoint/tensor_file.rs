@@ -1,16 +1,16 @@
-//! A memory-mapped file of named tensors whose header has been checked.
+//! A file of named tensors, mapped or in memory, whose header has been checked.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use half::{bf16, f16};
-use moshi_kernels::MappedFile;
 use moshi_kernels::scalar::BlockFormat;
 use safetensors::Dtype;
 
 use super::header::Header;
+use super::source::{FileBytes, SourceFile};
 use super::{gguf, safetensors as safetensors_header};
 use crate::error::{Error, Result};
 
@@ -59,10 +59,10 @@ pub enum Container {
     Gguf,
 }
 
-/// A safetensors or GGUF file, mapped read-only; which of them, its first bytes say.
+/// A safetensors or GGUF file, read in place; which of them, its first bytes say.
 pub struct TensorFile {
-    path: PathBuf,
-    map: MappedFile,
+    file: SourceFile,
+    bytes: FileBytes,
     container: Container,
     header: Range<usize>,
     tensors: BTreeMap<String, TensorInfo>,
@@ -74,19 +74,20 @@ impl TensorFile {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Io`], or [`Error::Checkpoint`] saying what is wrong.
-    pub fn open(path: &Path) -> Result<Self> {
-        let map = MappedFile::open(path).map_err(|e| Error::read(path, e))?;
-        let (container, kind, parsed) = if map.starts_with(gguf::MAGIC) {
-            (Container::Gguf, "GGUF", gguf::parse(&map))
+    pub fn open(file: impl Into<SourceFile>) -> Result<Self> {
+        let file = file.into();
+        let bytes = file.bytes()?;
+        let (container, kind, parsed) = if bytes.starts_with(gguf::MAGIC) {
+            (Container::Gguf, "GGUF", gguf::parse(&bytes))
         } else {
-            (Container::Safetensors, "safetensors", safetensors_header::parse(&map))
+            (Container::Safetensors, "safetensors", safetensors_header::parse(&bytes))
         };
         let Header { tensors, metadata, bytes: header } =
             parsed.map_err(|reason| Error::Checkpoint {
-                path: path.into(),
+                path: file.path().into(),
                 reason: format!("not a readable {kind} file: {reason}"),
             })?;
-        Ok(Self { path: path.into(), map, container, header, tensors, metadata })
+        Ok(Self { file, bytes, container, header, tensors, metadata })
     }
 
     /// The container.
@@ -96,7 +97,7 @@ impl TensorFile {
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// Free-form entries of the header (`__metadata__` of safetensors).
@@ -111,7 +112,7 @@ impl TensorFile {
 
     /// Size of the file in bytes.
     pub fn len_bytes(&self) -> usize {
-        self.map.len()
+        self.bytes.len()
     }
 
     /// One tensor's place.
@@ -120,7 +121,7 @@ impl TensorFile {
     /// [`Error::Checkpoint`] when there is none of that name.
     pub fn info(&self, name: &str) -> Result<&TensorInfo> {
         self.tensors.get(name).ok_or_else(|| Error::Checkpoint {
-            path: self.path.clone(),
+            path: self.path().into(),
             reason: format!("has no tensor {name}"),
         })
     }
@@ -173,7 +174,7 @@ impl TensorFile {
         let row_bytes = info.bytes.len() / total_rows.max(1);
         let start = info.bytes.start;
         let range = start + rows.start * row_bytes..start + rows.end * row_bytes;
-        Ok((info.encoding, &self.map[range]))
+        Ok((info.encoding, &self.bytes[range]))
     }
 
     /// Values of an integer tensor (I64, I32, U32, I16, U16, U8, BOOL) as i64.
@@ -182,7 +183,7 @@ impl TensorFile {
     /// As [`TensorFile::read_f32`].
     pub fn read_i64(&self, name: &str) -> Result<Vec<i64>> {
         let info = self.info(name)?;
-        let bytes = &self.map[info.bytes.clone()];
+        let bytes = &self.bytes[info.bytes.clone()];
         let Encoding::Plain(dtype) = info.encoding else {
             return Err(self.wrong_type(name, info.encoding, INTEGERS));
         };
@@ -206,16 +207,16 @@ impl TensorFile {
     }
 
     pub(super) fn header_bytes(&self) -> &[u8] {
-        &self.map[self.header.clone()]
+        &self.bytes[self.header.clone()]
     }
 
     pub(super) fn tensor_bytes(&self, info: &TensorInfo) -> &[u8] {
-        &self.map[info.bytes.clone()]
+        &self.bytes[info.bytes.clone()]
     }
 
     fn wrong_type(&self, name: &str, got: Encoding, expected: &str) -> Error {
         Error::Checkpoint {
-            path: self.path.clone(),
+            path: self.path().into(),
             reason: format!("tensor {name} is {got}, expected {expected}"),
         }
     }

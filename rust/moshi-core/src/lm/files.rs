@@ -1,9 +1,7 @@
 //! The files of a language model, and what their weights will take in memory.
 
-use std::path::Path;
-
 use super::precision::{Footprint, WeightType};
-use crate::checkpoint::{Catalog, Lora, TensorFile, layout};
+use crate::checkpoint::{Catalog, Lora, SourceFile, TensorFile, layout};
 use crate::config::{LmConfig, TransformerShape};
 use crate::error::Result;
 use crate::exec::Executor;
@@ -19,9 +17,13 @@ impl LmFiles {
     ///
     /// # Errors
     /// As [`TensorFile::open`].
-    pub fn open(path: &Path, config: &LmConfig, lora: Option<&Path>) -> Result<Self> {
-        let weights = TensorFile::open(path)?;
-        let lora = lora.map(|path| Lora::open(path, config)).transpose()?;
+    pub fn open(
+        weights: impl Into<SourceFile>,
+        config: &LmConfig,
+        lora: Option<&SourceFile>,
+    ) -> Result<Self> {
+        let weights = TensorFile::open(weights)?;
+        let lora = lora.map(|file| Lora::open(file, config)).transpose()?;
         Ok(Self { weights, lora })
     }
 

@@ -1,7 +1,5 @@
 //! The language model as a whole: one step of any number of streams.
 
-use std::path::Path;
-
 use moshi_kernels::scalar::softmax;
 
 use super::conditioning::ConditionProvider;
@@ -13,7 +11,7 @@ use super::precision::{Footprint, WeightType};
 use super::sampling::{CounterRng, Sampling, sample};
 use super::state::{Lane, LmState};
 use super::{UNGENERATED_TOKEN, ZERO_TOKEN};
-use crate::checkpoint::{Catalog, Fingerprint, layout};
+use crate::checkpoint::{Catalog, Fingerprint, SourceFile, layout};
 use crate::config::{GenerationConfig, LmConfig, ModelFiles, TEXT_END_TOKEN};
 use crate::error::{Error, Result};
 use crate::exec::{Activation, AttentionPlan, Executor, Norm, Rotary};
@@ -29,7 +27,7 @@ pub struct LmOptions {
     /// early end acts as padding: what the original does for Hibiki.
     pub end_acts_as_padding: bool,
     /// Adapter to fuse.
-    pub lora: Option<std::path::PathBuf>,
+    pub lora: Option<SourceFile>,
 }
 
 /// Interventions of a caller in a step, in the order in which they happen.
@@ -119,8 +117,13 @@ impl<E: Executor> LanguageModel<E> {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Checkpoint`] or [`Error::Tensors`] for the file.
-    pub fn load(exec: &E, path: &Path, config: &LmConfig, options: &LmOptions) -> Result<Self> {
-        let files = LmFiles::open(path, config, options.lora.as_deref())?;
+    pub fn load(
+        exec: &E,
+        file: impl Into<SourceFile>,
+        config: &LmConfig,
+        options: &LmOptions,
+    ) -> Result<Self> {
+        let files = LmFiles::open(file, config, options.lora.as_ref())?;
         Self::from_catalog(exec, &files.catalog(config)?, config, options)
     }
 

@@ -1,13 +1,11 @@
 //! The codec as a whole.
 
-use std::path::Path;
-
 use super::decoder::Decoder;
 use super::encoder::Encoder;
 use super::load::Loader;
 use super::quantizer::Quantizer;
 use super::state::{DecoderState, EncoderState};
-use crate::checkpoint::{Catalog, Fingerprint, TensorFile, layout};
+use crate::checkpoint::{Catalog, Fingerprint, SourceFile, TensorFile, layout};
 use crate::config::MimiConfig;
 use crate::error::{Error, Result, check_finite};
 use crate::exec::{AttentionPlan, Executor, Rotary, RotaryStyle};
@@ -154,8 +152,13 @@ impl<E: Executor> Mimi<E> {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Checkpoint`], [`Error::Tensors`] for the file;
     /// [`Error::Input`] for a number of codebooks or a window out of range.
-    pub fn load(exec: &E, path: &Path, config: &MimiConfig, options: &MimiOptions) -> Result<Self> {
-        let file = TensorFile::open(path)?;
+    pub fn load(
+        exec: &E,
+        file: impl Into<SourceFile>,
+        config: &MimiConfig,
+        options: &MimiOptions,
+    ) -> Result<Self> {
+        let file = TensorFile::open(file)?;
         let catalog = Catalog::mimi(&file, config.heads.query)?;
         Self::from_catalog(exec, &catalog, config, options)
     }

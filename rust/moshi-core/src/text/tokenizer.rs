@@ -1,10 +1,11 @@
 //! SentencePiece models (`.model`, unigram or BPE), over the `sentencepiece-rs` crate.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sentencepiece_rs::{PieceType, SentencePieceProcessor};
 
+use crate::checkpoint::SourceFile;
 use crate::error::{Error, Result};
 
 /// What a token stands for.
@@ -20,7 +21,7 @@ pub enum Piece {
 
 /// A SentencePiece model.
 pub struct Tokenizer {
-    path: PathBuf,
+    file: SourceFile,
     processor: SentencePieceProcessor,
     pieces: Vec<Piece>,
 }
@@ -31,10 +32,11 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Io`], or [`Error::Checkpoint`] when the file is no
     /// SentencePiece model.
-    pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| Error::read(path, e))?;
+    pub fn load(file: impl Into<SourceFile>) -> Result<Self> {
+        let file = file.into();
+        let bytes = file.bytes()?;
         let bad = |reason: String| Error::Checkpoint {
-            path: path.into(),
+            path: file.path().into(),
             reason: format!("is not a SentencePiece model: {reason}"),
         };
         // The parser is a dependency and the file is untrusted: a panic is bad input here.
@@ -53,12 +55,12 @@ impl Tokenizer {
         if pieces.is_empty() {
             return Err(bad("it has no pieces".into()));
         }
-        Ok(Self { path: path.into(), processor, pieces })
+        Ok(Self { file, processor, pieces })
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// Number of tokens.
