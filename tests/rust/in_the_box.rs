@@ -250,6 +250,14 @@ macro_rules! args {
     };
 }
 
+/// Codes of a token file, whose header has its entries in no order; bytes of any other file.
+fn contents(path: &Path) -> Vec<i64> {
+    if path.extension().is_some_and(|extension| extension == "safetensors") {
+        return TensorFile::open(path).unwrap().read_i64("codes").unwrap();
+    }
+    std::fs::read(path).unwrap().into_iter().map(i64::from).collect()
+}
+
 #[test]
 fn commands_take_it_where_no_model_is_named() {
     let scratch = tempfile::tempdir().unwrap();
@@ -265,11 +273,9 @@ fn commands_take_it_where_no_model_is_named() {
         assert_eq!(run(with_output(output)), 0, "{output}");
         let reference = format!("reference-{output}");
         assert_eq!(run([with_output(&reference), named.clone()].concat()), 0, "{output}");
-        let [got, expected] = [output, &reference].map(|name| std::fs::read(out(name)).unwrap());
-        assert!(got.len() > 1000 && got == expected, "{output}");
+        let [got, expected] = [output, &reference].map(|name| contents(&out(name)));
+        assert!(got.len() > 100 && got == expected, "{output}");
     }
-    let codes = TensorFile::open(&out("codes.safetensors")).unwrap();
-    assert!(!codes.read_i64("codes").unwrap().is_empty());
     assert_eq!(run(args!["info"]), 0);
     assert_eq!(run(args!["info", "--json"]), 0);
     for command in [args!["run", &hello], args!["encode", &hello, "-o", out("x")], args!["info"]] {
