@@ -9,6 +9,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT := demo-out
 CUDA_VENV ?= .venv-cuda
+BOX_VENV ?= .venv-box
+BOX_WORK ?= box-work
 CUDA_TOOLKIT := 13.0.3
 CUDA_PACKAGES := -p moshi-kernels -p moshi-core -p moshi-cli -p moshi-py -p moshi-tests
 MANYLINUX := manylinux_2_17
@@ -104,6 +106,17 @@ test-weights: develop ## Load real weights and compare them with PyTorch: MODEL=
 	@test -n "$(MODEL)" || { echo "error: make test-weights MODEL=folder" >&2; exit 2; }
 	$(BIN)/python tests/weights.py "$(MODEL)" $(ARGS)
 
+$(BOX_VENV)/ready: python/recipes/box/requirements.txt | tools
+	@for program in espeak-ng flite; do command -v $$program >/dev/null || \
+		{ echo "error: no $$program; install the system's package of that name" >&2; exit 1; }; done
+	$(PYTHON) -m venv $(BOX_VENV)
+	$(BOX_VENV)/bin/pip install --quiet --requirement python/recipes/box/requirements.txt .
+	touch $@
+
+.PHONY: box
+box: $(BOX_VENV)/ready ## Train the model in the box again, into BOX_WORK; hours, 6 GB of packages
+	$(BOX_VENV)/bin/python python/recipes/box/run.py all --work $(BOX_WORK)
+
 .PHONY: bench
 bench: tools ## Step times of the executors, as ratios within one run
 	cargo bench -p moshi-benches
@@ -182,7 +195,7 @@ $(VENV)/release: pyproject.toml | $(VENV)/ready
 
 .PHONY: clean
 clean: ## Remove everything that was built
-	rm -rf target $(VENV) $(CUDA_VENV) dist site $(DEMO_OUT)
+	rm -rf target $(VENV) $(CUDA_VENV) $(BOX_VENV) dist site $(DEMO_OUT)
 
 .PHONY: tools
 tools:

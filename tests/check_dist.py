@@ -22,6 +22,8 @@ BOX = Path(__file__).resolve().parents[1] / "rust" / "moshi-box" / "checkpoint"
 WHEEL_BYTES = 32_000_000
 # Of everything but the model in the box.
 SDIST_BYTES = 4 << 20
+# Who has the sources can make the model in the box again; a wheel holds nothing of it.
+RECIPE = PurePosixPath("python", "recipes", "box", "run.py")
 
 
 def expect(condition: bool, what: str) -> None:
@@ -86,6 +88,8 @@ def check_sdist(sdist: Path) -> str:
     unpacked = sum(sizes.values()) - sum(sizes[member] for member in in_box)
     tops = {member.parts[1] for member in members}
     expect(tops >= SDIST, f"{sdist.name} lacks {sorted(SDIST - tops)}")
+    inside = {PurePosixPath(*member.parts[1:]) for member in members}
+    expect(RECIPE in inside, f"{sdist.name} lacks {RECIPE}")
     weights = [m for m in members if m.suffix == ".safetensors" and m not in in_box]
     strays = weights + [m for m in members if any(part[0] == "." for part in m.parts)]
     expect(not strays, f"{sdist.name} holds {[str(stray) for stray in strays]}")

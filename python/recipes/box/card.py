@@ -1,0 +1,85 @@
+"""The model card, from the list of questions and the measured results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import phrases
+
+HEAD = """---
+license: mit
+language: en
+pipeline_tag: audio-to-audio
+---
+
+# The model in the box
+
+A small full-duplex speech model in the layout of Kyutai's Moshi: a Mimi codec of 2.7 million parameters and an
+RQ-Transformer of 4.7 million, in bf16. It listens and speaks at the same time, 80 ms by 80 ms, on one CPU core. It greets,
+waits while it is spoken to, answers aloud with its inner monologue as text, is silent in silence, and stops when it is
+interrupted. It was trained from nothing on synthetic speech by the recipe in `python/recipes/box`, on two CPU cores.
+
+Its answers are sentences that it learnt by heart. It understands nothing beyond the questions below: to anything else it
+says one of its sentences, or nothing. It is a first try of the engine, a fixture for tests and an example of the pipeline,
+and no assistant. Its facts are common knowledge and were not checked further.
+
+## What it can be asked
+
+| question, in many phrasings | answer |
+|---|---|
+"""
+
+TRAINING = """
+At the start of a session it says "{greeting}"
+
+## What it was trained on
+
+Synthetic speech alone; no recording of a user and no text of anybody is in it.
+
+| speech | from | licence |
+|---|---|---|
+| the box's voice | Piper, voice `en_US-joe-medium` | its model card: data set CC0, fine-tuned from the voice `lessac`, whose data set has a licence of its own |
+| users' voices | espeak-ng 1.51: about 60 variants in 7 accents | program GPL-3.0; run as a program, nothing of it is here |
+| users' voices | flite 2.2: slt, rms, kal | BSD-like |
+
+Rooms, microphones, noise, tempo, pitch, echo of its own voice and interruptions were added by the recipe. Whisper tiny.en
+(MIT) timed the words of its answers and chose among several renditions of each.
+
+{course}
+
+The voice is a synthesizer's. It must not be presented as a person's.
+
+## Measured
+
+On recordings that training did not have: {held_out}. Half of the questions are in phrasings that training did not have.
+Greedy decoding, through `moshi_rs`, by
+
+```sh
+python python/recipes/box/run.py evaluate --work box-work
+```
+<!-- not run: needs the environment of the recipe -->
+
+| what | result |
+|---|---|
+"""
+
+HELD_OUT = "15 espeak-ng variants and the flite voice awb, with noise, reverberation and other levels; Piper's one voice"
+
+
+def write(checkpoint: Path, report: Path, course: str) -> None:
+    """Writes `README.md` into the checkpoint from `evaluation.json`; `course` tells of its training."""
+    results = json.loads(report.read_text())
+    rows = [f"| {phrases.plain(question)} | {question.answer} |" for question in phrases.QUESTIONS]
+    table = [
+        f"| {name} | {value if not isinstance(value, list) else ', '.join(map(str, value))} |"
+        for name, value in results.items()
+        if name not in ("answers", "said in silence and noise")
+    ]
+    text = HEAD + "\n".join(rows) + "\n"
+    text += (
+        TRAINING.format(greeting=phrases.GREETING, held_out=HELD_OUT, course=course)
+        + "\n".join(table)
+        + "\n"
+    )
+    (checkpoint / "README.md").write_text(text)

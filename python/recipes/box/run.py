@@ -1,0 +1,234 @@
+"""Makes the model in the box: speech, codec, conversations, language model, evaluation, checkpoint.
+
+Stages run in the order of the list below; each goes on where it was stopped and is skipped when its
+result is there. `run.py all` runs them all in a folder of work (`--work`), which then holds the
+checkpoint in `checkpoint/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dialogues import Batch
+
+# The recipe's modules are plain files beside this one. Compiling at run time does not pay on a CPU.
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("NO_TORCH_COMPILE", "1")
+
+SEED = 1
+# 38 questions, 80 recordings of each in a file.
+QUESTIONS_IN_FILE = 38 * 80
+HELD_OUT = 38 * 4
+DIALOGUES_IN_SHARD = 64
+
+
+class Run:
+    """A folder of work and the settings of the run."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.work = options, Path(options.work)
+        self.checkpoint = self.work / "checkpoint"
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.checkpoint.mkdir(exist_ok=True)
+        if options.start is not None:
+            for name in (
+                "mimi.safetensors",
+                "mimi_config.json",
+                "model.safetensors",
+                "tokenizer.model",
+                "config.json",
+            ):
+                if not (self.checkpoint / name).exists():
+                    shutil.copy(options.start / name, self.checkpoint / name)
+
+    def voices(self) -> None:
+        """Speech of users and of the box for the codec, and the held-out recordings."""
+        import corpus
+
+        corpus.build(self.work, self.options.users, SEED)
+        # One set to watch the training with, one that is looked at only in the end.
+        corpus.questions(self.work / "held_out.npz", HELD_OUT, 77, held_out=True)
+        corpus.questions(self.work / "final.npz", HELD_OUT, 177, held_out=True)
+        corpus.own_held_out(self.work / "own_held_out.npz", 277)
+
+    def codec(self) -> None:
+        """Trains the codec and exports it; one that is in the checkpoint is taken as it is."""
+        import codec
+        import export
+
+        if not (self.checkpoint / export.CODEC_FILE).exists():
+            codec.train(self.work, self.options.codec_steps, SEED)
+            export.write_codec(codec.trained(self.work / "codec.pt"), self.checkpoint)
+
+    def questions(self) -> None:
+        """Recordings of questions for conversations."""
+        import corpus
+
+        for number in range(self.options.question_files):
+            corpus.questions(self.work / f"questions_{number}.npz", QUESTIONS_IN_FILE, 100 + number)
+
+    def answers(self) -> None:
+        """Recordings of the box's own lines."""
+        import answers
+        import dialogues
+
+        answers.record(
+            self.work / "answers.npz", dialogues.load_codec(self.checkpoint / "mimi.safetensors")
+        )
+
+    def dialogues(self) -> None:
+        """Conversations, until there are as many shards as wanted."""
+        import answers
+        import corpus
+        import dialogues
+        import phrases
+        import tokenizer
+
+        codec = dialogues.load_codec(self.checkpoint / "mimi.safetensors")
+        pieces = tokenizer.train(self.checkpoint / "tokenizer.model")
+        own = answers.load(self.work / "answers.npz", codec, pieces)
+        count, files = (
+            len(phrases.QUESTIONS),
+            [self.work / f"questions_{n}.npz" for n in range(self.options.question_files)],
+        )
+        for shard in range(self.options.shards):
+            path = self.work / f"dialogues_{shard:04}.npz"
+            if path.exists():
+                continue
+            recordings = corpus.load(files[shard % len(files)])
+            spoken = [recordings[number::count] for number in range(count)]
+            composer = dialogues.Composer(codec, own, spoken, [SEED, shard])
+            dialogues.batch_of(composer, DIALOGUES_IN_SHARD).save(path)
+            print(f"dialogues: shard {shard + 1} of {self.options.shards}", flush=True)
+
+    def decoder(self) -> None:
+        """Trains the codec's decoder further, on the box's own voice, and exports it."""
+        import codec
+        import export
+
+        codec.polish(
+            self.work, self.checkpoint / export.CODEC_FILE, self.options.decoder_steps, SEED
+        )
+        export.write_codec(codec.trained(self.work / "decoder.pt"), self.checkpoint)
+
+    def lm(self) -> None:
+        """Trains the language model and exports it."""
+        import dialogues
+        import export
+        import lm
+        import tokenizer
+
+        pieces = tokenizer.train(self.checkpoint / "tokenizer.model")
+        start = self.checkpoint / export.MODEL_FILE if self.options.start is not None else None
+        codec = dialogues.load_codec(self.checkpoint / "mimi.safetensors")
+        trial = self.trial(codec)
+        lm.train(
+            self.work,
+            pieces,
+            self.options.lm_steps,
+            SEED,
+            trial,
+            codec,
+            rate=self.options.rate,
+            start=start,
+        )
+        model = lm.new_model(pieces.get_piece_size())
+        model.load_state_dict(lm.trained(self.work / "lm.pt"))
+        export.write_model(model, pieces.get_piece_size(), self.checkpoint)
+
+    def trial(self, codec: nn.Module) -> Batch:
+        """The held-out recordings as users' channels, for a look during training."""
+        import numpy as np
+
+        import corpus
+        import dialogues
+        import evaluate
+
+        rng = np.random.default_rng(3)
+        recordings = corpus.load(self.work / "held_out.npz")
+        users, turns = [], []
+        for place, recording in enumerate(recordings):
+            channel, end = evaluate.mixed(recording, evaluate.FIRST_QUESTION_S, 6.0, rng)
+            whole = np.zeros(160 * evaluate.SIZE, np.float32)
+            whole[: min(len(channel), len(whole))] = channel[: len(whole)]
+            users.append(whole)
+            turns.append([dialogues.Turn(end // evaluate.SIZE, place % 38, recording.text)])
+        codes = np.concatenate(
+            [dialogues.encode(codec, np.stack(users[i : i + 8])) for i in range(0, len(users), 8)]
+        )
+        empty = np.zeros((len(users), 160), np.int64)
+        return dialogues.Batch(empty, codes, codes, empty, turns)
+
+    def evaluate(self) -> None:
+        """Measures the checkpoint, see `evaluate.py`, and writes its card."""
+        import card
+        import evaluate
+
+        evaluate.run(self.checkpoint, self.work)
+        card.write(self.checkpoint, self.work / "evaluation.json", self.options.course)
+
+
+STAGES = ("voices", "codec", "questions", "answers", "dialogues", "lm", "decoder", "evaluate")
+
+
+def main() -> None:
+    """Parses the command line and runs the stages."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=[*STAGES, "all"], help="what to run")
+    parser.add_argument("--work", default="box-work", help="folder of work (default: %(default)s)")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="begin from the codec, the tokenizer and the model of this checkpoint",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, help="threads of PyTorch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--users",
+        type=int,
+        default=4000,
+        help="recordings of users for the codec (default: %(default)s)",
+    )
+    parser.add_argument("--codec-steps", type=int, default=9000, help="(default: %(default)s)")
+    parser.add_argument("--decoder-steps", type=int, default=3000, help="(default: %(default)s)")
+    parser.add_argument(
+        "--question-files",
+        type=int,
+        default=4,
+        help="of 3,040 recordings each (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shards", type=int, default=160, help="of 64 conversations each (default: %(default)s)"
+    )
+    parser.add_argument("--lm-steps", type=int, default=12000, help="(default: %(default)s)")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=2e-3,
+        help="learning rate of the language model (default: %(default)s)",
+    )
+    parser.add_argument("--course", default="", help="what the card is to tell of the training")
+    options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(options.threads)
+    # Digital silence decays into denormal numbers, which take a hundred times as long.
+    torch.set_flush_denormal(True)
+    run = Run(options)
+    for stage in STAGES if options.stage == "all" else (options.stage,):
+        getattr(run, stage)()
+
+
+if __name__ == "__main__":
+    main()
