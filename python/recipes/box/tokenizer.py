@@ -27,6 +27,7 @@ def texts() -> list[str]:
 def train(path: Path) -> Tokenizer:
     """Writes the model and returns it; an existing one is kept, since weights depend on it."""
     import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
 
     if not path.exists():
         lines = path.with_suffix(".txt")
@@ -53,6 +54,12 @@ def train(path: Path) -> Tokenizer:
         )
         lines.unlink()
         path.with_suffix(".vocab").unlink()
+        model = sentencepiece_model_pb2.ModelProto()
+        model.ParseFromString(path.read_bytes())
+        # Paths of the machine that trained it, which are nobody's business.
+        model.trainer_spec.ClearField("input")
+        model.trainer_spec.ClearField("model_prefix")
+        path.write_bytes(model.SerializeToString())
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 
