@@ -19,6 +19,7 @@ import phrases
 import shapes
 import tokenizer
 import voices
+from schedule import LAST_PART, learning_rate
 from support import Array
 
 FRAME = shapes.FRAME_SIZE
@@ -462,3 +463,12 @@ def test_the_language_model_fits_its_file() -> None:
     total = temporal + tables + depth_layers + depth_tables
     assert total > 2_000_000
     assert 2 * total < 10_000_000
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    first, full, last = (learning_rate(2.0, step, 100, step / 1000) for step in (0, 99, 1000))
+    assert first == pytest.approx(0.02)
+    assert full == pytest.approx(2.0, rel=0.03)
+    assert last == pytest.approx(2.0 * LAST_PART)
+    course = [learning_rate(2.0, step, 100, step / 1000) for step in range(100, 1001)]
+    assert course == sorted(course, reverse=True)

@@ -23,6 +23,7 @@ from torch.nn import functional
 import augment
 import corpus
 import shapes
+from schedule import learning_rate
 
 PHONES = (
     "aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw "
@@ -280,6 +281,11 @@ def train(folder: Path, steps: int, seed: int, batch: int = 5, rate: float = 8e-
     path, first = folder / "codec.pt", 0
     if path.exists():
         state = torch.load(path, weights_only=False)
+        if state["steps"] != steps:
+            # The phases begin at parts of the whole.
+            raise ValueError(
+                f"{path} is of a run of {state['steps']} steps: resume it with as many"
+            )
         codec.load_state_dict(state["codec"])
         head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])
@@ -298,11 +304,7 @@ def train(folder: Path, steps: int, seed: int, batch: int = 5, rate: float = 8e-
         segments.own_share = 0.34 if step >= joint_from else 0.1
         part = max(0.0, (step - joint_from) / (steps - joint_from))
         for group in optimizer.param_groups:
-            group["lr"] = (
-                rate
-                * min(1.0, (step + 1) / 100)
-                * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
-            )
+            group["lr"] = learning_rate(rate, step, 100, part)
         wanted, labels, phones = segments.batch(size)
         if step < joint_from // 5:
             # Phones whose times are known come first; without them the others are hard to find.
@@ -354,6 +356,7 @@ def train(folder: Path, steps: int, seed: int, batch: int = 5, rate: float = 8e-
                 {
                     "codec": codec.state_dict(),
                     "head": head.state_dict(),
+                    "steps": steps,
                     "optimizer": optimizer.state_dict(),
                     "step": step + 1,
                 },
@@ -403,11 +406,7 @@ def polish(
     began, shown = time.time(), 0.0
     for step in range(first, steps):
         for group in optimizer.param_groups:
-            group["lr"] = (
-                rate
-                * min(1.0, (step + 1) / 100)
-                * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-            )
+            group["lr"] = learning_rate(rate, step, 100, step / steps)
         wanted, _, _ = segments.batch(batch)
         with torch.no_grad():
             codes = codec.encode(wanted)

@@ -8,7 +8,6 @@ them.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import dialogues
 import phrases
 import shapes
 import tokenizer
+from schedule import learning_rate
 
 WINDOW_FRAMES = 300
 # Frames after a question's end in which its words are asked for.
@@ -306,11 +306,7 @@ def train(
             have = stream.refresh()
         part = step / steps
         for group in optimizer.param_groups:
-            group["lr"] = (
-                rate
-                * min(1.0, (step + 1) / 100)
-                * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
-            )
+            group["lr"] = learning_rate(rate, step, 100, part)
         with torch.autocast("cpu", torch.bfloat16):
             # What it says is soon known by heart; most of the time goes to hearing.
             share = 0.35 if step < 250 else 0.1
