@@ -102,7 +102,7 @@ def composer(monkeypatch: pytest.MonkeyPatch) -> dialogues.Composer:
         for number in range(COUNT)
     ]
     answers = [answer_of(number, 20 + number) for number in range(COUNT + 1)]
-    return dialogues.Composer(None, answers, questions, [1])
+    return dialogues.Composer(None, answers, questions, questions, [1])
 
 
 def test_recipe_is_imported_without_pytorch() -> None:
@@ -167,10 +167,10 @@ def test_held_out_voices_are_not_trained() -> None:
     drawn = [
         {
             voice.name.split("+")[-1]
-            for voice in (voices.draw_user_voice(source, held_out) for _ in range(3000))
+            for voice in (draw(source) for _ in range(3000))
             if voice.program != "piper"
         }
-        for held_out in (False, True)
+        for draw in (voices.draw_user_voice, voices.draw_held_out_voice)
     ]
     assert not drawn[0] & drawn[1]
     assert drawn[1] == {*voices.HELD_OUT_VARIANTS, voices.HELD_OUT_FLITE}

@@ -41,8 +41,9 @@ def level(samples: np.ndarray, rms: float = SPEECH_RMS) -> np.ndarray:
     return (samples * min(gain, 0.95 / float(np.abs(samples).max()))).astype(np.float32)
 
 
-def say(text: str, voice: voices.Voice, with_phones: bool = True) -> Utterance:
-    """A user's recording of a text (espeak-ng and flite)."""
+def say(job: tuple[str, voices.Voice], with_phones: bool = True) -> Utterance:
+    """A user's recording of a text in a voice (espeak-ng and flite)."""
+    text, voice = job
     if not with_phones:
         speech = (
             voices.flite(text, voice)[0] if voice.program == "flite" else voices.espeak(text, voice)
@@ -65,11 +66,13 @@ def say(text: str, voice: voices.Voice, with_phones: bool = True) -> Utterance:
     return Utterance(level(samples), text, f"espeak-ng {voice.name}", voices.phones_of(text), [])
 
 
-def own_voice(texts: list[str], speed: float = 1.0, noise: float | None = None) -> list[Utterance]:
+def own_voice(
+    texts: list[str], speed: float = 1.0, noise: float | None = None, with_phones: bool = True
+) -> list[Utterance]:
     """Recordings by the voice that the box answers with."""
     spoken = [level(voices.trim(samples)) for samples in voices.piper(texts, speed, noise)]
     return [
-        Utterance(s, t, "piper joe", voices.phones_of(t), [])
+        Utterance(s, t, "piper joe", voices.phones_of(t) if with_phones else [], [])
         for s, t in zip(spoken, texts, strict=True)
     ]
 
@@ -133,8 +136,6 @@ def build(folder: Path, users: int, seed: int) -> None:
         jobs = []
         for _ in range(users):
             voice = voices.draw_user_voice(random_source)
-            while voice.program == "piper":
-                voice = voices.draw_user_voice(random_source)
             text = (
                 phrases.ask(random_source.choice(phrases.QUESTIONS), random_source)
                 if random_source.random() < 0.5
@@ -142,45 +143,69 @@ def build(folder: Path, users: int, seed: int) -> None:
             )
             jobs.append((text, voice))
         with ThreadPoolExecutor(2) as pool:
-            save(folder / "users.npz", list(pool.map(lambda job: say(*job), jobs)))
+            save(folder / "users.npz", list(pool.map(say, jobs)))
 
 
-def questions(path: Path, count: int, seed: int, held_out: bool = False) -> None:
+def questions(path: Path, count: int, seed: int) -> None:
     """Writes recordings of the questions in turn: the number of each is its place modulo the list.
 
-    Held-out ones have voices that training does not have, and in every second round phrasings that
-    it does not have.
+    By espeak-ng and flite, in voices and phrasings for training.
+    """
+    if path.exists():
+        return
+    random_source = random.Random(seed)
+    jobs = [
+        (phrases.ask(question, random_source), voices.draw_user_voice(random_source))
+        for question in _in_turn(count)
+    ]
+    save(path, _say_all(jobs))
+
+
+def own_questions(path: Path, count: int, seed: int) -> None:
+    """Writes recordings of the questions in turn by Piper's voice, at many speeds."""
+    if path.exists():
+        return
+    random_source = random.Random(seed)
+    texts = [phrases.ask(question, random_source) for question in _in_turn(count)]
+    made = []
+    for group in range(0, count, 40):
+        speed, noise = random_source.uniform(0.8, 1.25), random_source.choice([None, 0.4, 0.8])
+        made += own_voice(texts[group : group + 40], speed, noise, with_phones=False)
+    save(path, made)
+
+
+def held_out(path: Path, count: int, seed: int) -> None:
+    """Writes recordings of the questions in turn that training has nothing of.
+
+    Their voices are kept from training, and in every second round their phrasings too.
     """
     if path.exists():
         return
     random_source = random.Random(seed)
     jobs = []
-    for place in range(count):
-        question = phrases.QUESTIONS[place % len(phrases.QUESTIONS)]
-        fresh = held_out and place // len(phrases.QUESTIONS) % 2 == 1
+    for place, question in enumerate(_in_turn(count)):
+        fresh = place // len(phrases.QUESTIONS) % 2 == 1
         text = (phrases.ask_held_out if fresh else phrases.ask)(question, random_source)
-        jobs.append((text, voices.draw_user_voice(random_source, held_out)))
+        jobs.append((text, voices.draw_held_out_voice(random_source)))
     by_piper = [place for place, (_, voice) in enumerate(jobs) if voice.program == "piper"]
-    made: dict[int, Utterance] = {}
-    for group in range(0, len(by_piper), 100):
-        places = by_piper[group : group + 100]
-        spoken = voices.piper(
-            [jobs[place][0] for place in places], speed=random_source.uniform(0.85, 1.15)
-        )
-        for place, samples in zip(places, spoken, strict=True):
-            made[place] = Utterance(
-                level(voices.trim(samples)), jobs[place][0], "piper joe", [], []
-            )
-    with ThreadPoolExecutor(2) as pool:
-        others = [place for place in range(count) if place not in made]
-        made.update(
-            zip(
-                others,
-                pool.map(lambda place: say(*jobs[place], with_phones=False), others),
-                strict=True,
-            )
-        )
+    others = [place for place in range(count) if place not in set(by_piper)]
+    spoken = own_voice(
+        [jobs[place][0] for place in by_piper],
+        speed=random_source.uniform(0.85, 1.15),
+        with_phones=False,
+    )
+    made = dict(zip(by_piper, spoken, strict=True))
+    made.update(zip(others, _say_all([jobs[place] for place in others]), strict=True))
     save(path, [made[place] for place in range(count)])
+
+
+def _in_turn(count: int) -> list[phrases.Question]:
+    return [phrases.QUESTIONS[place % len(phrases.QUESTIONS)] for place in range(count)]
+
+
+def _say_all(jobs: list[tuple[str, voices.Voice]]) -> list[Utterance]:
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda job: say(job, with_phones=False), jobs))
 
 
 def own_held_out(path: Path, seed: int) -> None:

@@ -33,6 +33,8 @@ YIELD_FRAMES = 5
 # Silence that follows an answer in its codes, so that its last sounds are in them.
 TAIL_FRAMES = 4
 LEAD_FRAMES = 40
+# Questions that the box's own voice puts.
+OWN_VOICE_SHARE = 0.12
 GREETING = len(phrases.QUESTIONS)
 NOBODY = GREETING + 1
 
@@ -78,8 +80,10 @@ def encode(codec: nn.Module, samples: np.ndarray) -> np.ndarray:
     """Codes `[batch, 8, frames]` of waveforms `[batch, samples]`, a whole number of frames long."""
     import torch
 
+    device = next(codec.parameters()).device
     with torch.no_grad():
-        return codec.encode(torch.from_numpy(samples)[:, None]).numpy().astype(np.uint8)
+        codes = codec.encode(torch.from_numpy(samples).to(device)[:, None])
+    return np.asarray(codes.cpu().numpy().astype(np.uint8))
 
 
 class Composer:
@@ -90,9 +94,11 @@ class Composer:
         codec: nn.Module,
         answers: list[Answer],
         questions: list[list[corpus.Utterance]],
+        own_questions: list[list[corpus.Utterance]],
         seed: list[int],
     ) -> None:
-        self.codec, self.answers, self.questions = codec, answers, questions
+        self.codec, self.answers = codec, answers
+        self.questions, self.own_questions = questions, own_questions
         self.random = np.random.default_rng(seed)
         silence = np.zeros((1, 100 * shapes.FRAME_SIZE), np.float32)
         self.silence = encode(codec, silence)[0]
@@ -156,7 +162,8 @@ class Composer:
         voice = None
         while not alone:
             number = int(rng.integers(len(self.questions)))
-            candidates = self.questions[number]
+            by_own_voice = rng.random() < OWN_VOICE_SHARE
+            candidates = (self.own_questions if by_own_voice else self.questions)[number]
             if same_voice and voice is not None:
                 candidates = [u for u in candidates if u.voice == voice] or candidates
             utterance = candidates[rng.integers(len(candidates))]
@@ -279,11 +286,14 @@ def batch_of(composer: Composer, count: int) -> Batch:
     )
 
 
-def load_codec(path: Path) -> nn.Module:
+def load_codec(path: Path, device: str = "cpu") -> nn.Module:
     """The codec from the exported file, as every engine has it."""
+    import torch
     from moshi.models import loaders
     from torch import nn
 
-    codec = loaders.get_mimi(path, shapes.CODEC, num_codebooks=shapes.CODEBOOKS)
+    # On a GPU it would give other codes now and then.
+    torch.backends.cudnn.allow_tf32 = False
+    codec = loaders.get_mimi(path, shapes.CODEC, device, num_codebooks=shapes.CODEBOOKS)
     assert isinstance(codec, nn.Module)
     return codec.eval()

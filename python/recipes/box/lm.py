@@ -27,6 +27,7 @@ from schedule import learning_rate
 WINDOW_FRAMES = 300
 # Frames after a question's end in which its words are asked for.
 RECALL_FRAMES = 5
+SHARDS = "dialogues_[0-9][0-9][0-9][0-9].npz"
 VOCABULARY = sorted(
     {
         word.lower()
@@ -56,134 +57,165 @@ class Heads(nn.Module):
 
 @dataclass
 class Data:
-    """Conversations as the model sees them.
+    """Conversations as the model sees them, compactly.
 
-    Delayed targets `[n, 17, frames]` and the inputs that precede them; of each frame who speaks,
-    the words of the question to recall, whether to recall them, and whether the box is silent.
+    `rows` are the delayed streams `[n, 17, 1 + frames]`, after a column of initial tokens: what is
+    an input of one frame is the target of that before it. Of each frame `[n, frames]`: who speaks,
+    whether the box is silent, and the place in `words` of what was asked (place 0: nothing).
     """
 
-    inputs: torch.Tensor
-    targets: torch.Tensor
+    rows: torch.Tensor
     speaker: torch.Tensor
-    words: torch.Tensor
-    asked: torch.Tensor
     silent: torch.Tensor
+    asked: torch.Tensor
+    words: torch.Tensor
 
     @staticmethod
     def of(batch: dialogues.Batch, text_card: int) -> Data:
         """Lays a batch out for training."""
-        codes = np.concatenate([batch.tokens[:, None], batch.own, batch.user], axis=1).astype(
-            np.int64
-        )
+        codes = np.concatenate([batch.tokens[:, None], batch.own, batch.user], axis=1)
         count, streams, frames = codes.shape
-        initial = np.full((count, streams, 1), shapes.CODEBOOK_SIZE, np.int64)
-        initial[:, 0] = text_card
-        delayed = codes.copy()
+        rows = np.full((count, streams, 1 + frames), shapes.CODEBOOK_SIZE, np.int16)
+        rows[:, 0, 0] = text_card
         for stream, delay in enumerate(shapes.DELAYS):
-            if delay:
-                delayed[:, stream, delay:] = codes[:, stream, :-delay]
-                delayed[:, stream, :delay] = initial[:, stream]
-        inputs = np.concatenate([initial, delayed[:, :, :-1]], axis=2)
-        asked = np.zeros((count, frames), bool)
-        place = np.zeros((count, frames), np.int64)
-        rows = [np.zeros(len(VOCABULARY), np.uint8)]
+            rows[:, stream, 1 + delay :] = codes[:, stream, : frames - delay]
+        asked = np.zeros((count, frames), np.int32)
+        words = [np.zeros(len(VOCABULARY), np.uint8)]
         for row, turns in enumerate(batch.turns):
             for turn in turns:
                 # The frame of the end is an input of the next one.
-                asked[row, turn.end + 1 : turn.end + 1 + RECALL_FRAMES] = True
-                place[row, turn.end + 1 : turn.end + 1 + RECALL_FRAMES] = len(rows)
+                asked[row, turn.end + 1 : turn.end + 1 + RECALL_FRAMES] = len(words)
                 hot = np.zeros(len(VOCABULARY), np.uint8)
                 hot[[_WORD_IDS[w] for w in turn.text.lower().split() if w in _WORD_IDS]] = 1
-                rows.append(hot)
+                words.append(hot)
         speaker = np.concatenate([batch.speaker[:, :1], batch.speaker[:, :-1]], axis=1)
         silent = (batch.speaker == dialogues.NOBODY) | (batch.tokens == tokenizer.PADDING) & (
             np.abs(batch.own.astype(int) - batch.own[:1, :, :1].astype(int)).sum(1) == 0
         )
         return Data(
-            torch.from_numpy(inputs),
-            torch.from_numpy(delayed),
-            torch.from_numpy(speaker),
-            torch.from_numpy(np.stack(rows)[place]),
-            torch.from_numpy(asked),
+            torch.from_numpy(rows),
+            torch.from_numpy(speaker.astype(np.uint8)),
             torch.from_numpy(silent),
+            torch.from_numpy(asked),
+            torch.from_numpy(np.stack(words)),
+        )
+
+    @staticmethod
+    def joined(parts: list[Data]) -> Data:
+        """All of them in one."""
+        asked, words = [], 0
+        for part in parts:
+            asked.append(torch.where(part.asked > 0, part.asked + words, 0))
+            words += len(part.words)
+        return Data(
+            torch.cat([part.rows for part in parts]),
+            torch.cat([part.speaker for part in parts]),
+            torch.cat([part.silent for part in parts]),
+            torch.cat(asked),
+            torch.cat([part.words for part in parts]),
+        )
+
+    def to(self, device: torch.device) -> Data:
+        """The same on a device."""
+        return Data(
+            self.rows.to(device),
+            self.speaker.to(device),
+            self.silent.to(device),
+            self.asked.to(device),
+            self.words.to(device),
         )
 
 
-def alike_codes(codec: nn.Module, count: int = 8) -> np.ndarray:
+def alike_codes(codec: nn.Module, count: int = 8) -> torch.Tensor:
     """The codes whose vectors are nearest to each code's: `[8, codes, count]`."""
     quantizer = codec.quantizer
     nearest = []
     for layer in [*quantizer.rvq_first.vq.layers, *quantizer.rvq_rest.vq.layers]:
         distances = torch.cdist(layer.embedding, layer.embedding)
         nearest.append(distances.topk(count + 1, largest=False).indices[:, 1:])
-    return torch.stack(nearest).numpy().astype(np.int64)
+    return torch.stack(nearest)
 
 
 class Stream:
     """Draws windows from the shards in a folder; new shards are taken in as they appear."""
 
-    def __init__(self, folder: Path, text_card: int, seed: int, alike: np.ndarray) -> None:
+    def __init__(self, folder: Path, text_card: int, seed: int, alike: torch.Tensor) -> None:
         self.folder, self.text_card, self.alike = folder, text_card, alike
-        self.random = np.random.default_rng(seed)
-        self.shards: dict[Path, Data] = {}
+        self.device = alike.device
+        self.random = torch.Generator(self.device)
+        self.random.manual_seed(seed)
+        self.known: set[Path] = set()
+        self.data: Data | None = None
 
     def refresh(self) -> int:
         """Looks for new shards; the number of conversations at hand."""
-        for path in sorted(self.folder.glob("dialogues_*.npz")):
-            if path not in self.shards and not path.name.endswith(".partial.npz"):
-                self.shards[path] = Data.of(dialogues.Batch.load(path), self.text_card)
-        return sum(len(data.inputs) for data in self.shards.values())
+        new = [path for path in sorted(self.folder.glob(SHARDS)) if path not in self.known]
+        parts = [
+            Data.of(dialogues.Batch.load(path), self.text_card).to(self.device) for path in new
+        ]
+        if new:
+            self.known.update(new)
+            self.data = Data.joined([*([self.data] if self.data else []), *parts])
+        return len(self.data.rows) if self.data else 0
+
+    def _uniform(self, *shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=self.random, device=self.device)
+
+    def _integers(self, end: int, *shape: int) -> torch.Tensor:
+        return torch.randint(0, end, shape, generator=self.random, device=self.device)
+
+    def _one_of(self, values: list[float], count: int) -> torch.Tensor:
+        """One of the values for each of `count` rows, shaped to spread over their frames."""
+        choices = torch.tensor(values, device=self.device)
+        return choices[self._integers(len(values), count)][:, None]
 
     def draw(self, count: int) -> dict[str, torch.Tensor]:
         """A batch of windows; every second one starts with a session."""
-        rng = self.random
-        rows: list[dict[str, torch.Tensor]] = []
-        shards = list(self.shards.values())
-        sizes = np.array([len(data.inputs) for data in shards], float)
-        for _ in range(count):
-            data = shards[rng.choice(len(shards), p=sizes / sizes.sum())]
-            row = int(rng.integers(len(data.inputs)))
-            frames = data.inputs.shape[2]
-            start = 0 if rng.random() < 0.5 else int(rng.integers(1, frames - WINDOW_FRAMES + 1))
-            window = slice(start, start + WINDOW_FRAMES)
-            rows.append(
-                {
-                    "inputs": self._hide(data.inputs[row, :, window].clone()),
-                    "targets": data.targets[row, :, window],
-                    "speaker": data.speaker[row, window],
-                    "words": data.words[row, window],
-                    "asked": data.asked[row, window],
-                    "silent": data.silent[row, window],
-                }
-            )
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        data = self.data
+        if data is None:
+            raise FileNotFoundError(f"no conversations in {self.folder}: run the stage dialogues")
+        last = data.speaker.shape[1] - WINDOW_FRAMES
+        row = self._integers(len(data.rows), count)
+        start = self._integers(last + 1, count) * (self._uniform(count) < 0.5)
+        frames = start[:, None] + torch.arange(WINDOW_FRAMES + 1, device=self.device)
+        streams = torch.arange(data.rows.shape[1], device=self.device)
+        window = data.rows[row[:, None, None], streams[None, :, None], frames[:, None]].long()
+        at = (row[:, None], frames[:, :-1])
+        asked = data.asked[at]
+        return {
+            "inputs": self._hide(window[:, :, :-1].clone()),
+            "targets": window[:, :, 1:],
+            "speaker": data.speaker[at].long(),
+            "asked": asked > 0,
+            "words": data.words[asked[asked > 0]].float(),
+            "silent": data.silent[at],
+        }
 
     def _hide(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Hides (-1) or falsifies inputs."""
-        rng, frames = self.random, inputs.shape[1]
-        own, user = inputs[1 : 1 + shapes.CODEBOOKS], inputs[1 + shapes.CODEBOOKS :]
-
-        def some(share: float) -> torch.Tensor:
-            return torch.from_numpy(rng.random(frames) < share)
-
-        share = rng.choice([0.0, 0.05, 0.15])
-        own[:, some(share)] = -1
-        wrong = some(share)
-        own[:, wrong] = torch.from_numpy(
-            rng.integers(0, shapes.CODEBOOK_SIZE, (shapes.CODEBOOKS, int(wrong.sum())))
+        """Hides (-1) or falsifies inputs `[batch, 17, frames]`, which it changes."""
+        count, _, frames = inputs.shape
+        books = torch.arange(shapes.CODEBOOKS, device=self.device)[None, :, None]
+        own, user = inputs[:, 1 : 1 + shapes.CODEBOOKS], inputs[:, 1 + shapes.CODEBOOKS :]
+        share = self._one_of([0.0, 0.05, 0.15], count)
+        own.masked_fill_((self._uniform(count, frames) < share)[:, None], -1)
+        wrong = (self._uniform(count, frames) < share)[:, None]
+        other = self._integers(shapes.CODEBOOK_SIZE, count, shapes.CODEBOOKS, frames)
+        own.copy_(torch.where(wrong, other, own))
+        inputs[:, 0].masked_fill_(self._uniform(count, frames) < 0.04, tokenizer.PADDING)
+        share = self._one_of([0.0, 0.04, 0.08], count)
+        user.masked_fill_((self._uniform(count, frames) < share)[:, None], -1)
+        # Only the first codebooks stay as they are when the room or the level changes.
+        kept = torch.where(
+            self._uniform(count, 1) < 0.75, self._one_of([1.0, 2.0, 2.0, 3.0, 5.0], count), 8.0
         )
-        inputs[0, some(0.04)] = tokenizer.PADDING
-        user[:, some(rng.choice([0.0, 0.04, 0.08]))] = -1
-        if rng.random() < 0.75:
-            # Only the first codebooks stay as they are when the room or the level changes.
-            user[int(rng.choice([1, 2, 2, 3, 5])) :] = -1
+        user.masked_fill_(books >= kept[:, :, None], -1)
         # Noise and other voices move a code to one of those around it.
-        codes = user.numpy()
-        moved = rng.random(codes.shape) < rng.choice([0.0, 0.15, 0.3, 0.4])
-        moved &= (codes >= 0) & (codes < shapes.CODEBOOK_SIZE)
-        book, _ = np.nonzero(moved)
-        pick = rng.integers(0, self.alike.shape[2], len(book))
-        codes[moved] = self.alike[book, codes[moved], pick]
+        share = self._one_of([0.0, 0.15, 0.3, 0.4], count)[:, :, None]
+        moved = self._uniform(count, shapes.CODEBOOKS, frames) < share
+        moved &= (user >= 0) & (user < shapes.CODEBOOK_SIZE)
+        pick = self._integers(self.alike.shape[2], count, shapes.CODEBOOKS, frames)
+        near = self.alike[books, user.clamp(0, shapes.CODEBOOK_SIZE - 1), pick]
+        user.copy_(torch.where(moved, near, user))
         return inputs
 
 
@@ -203,9 +235,10 @@ def losses(
     )
     asked = batch["asked"]
     words = functional.binary_cross_entropy_with_logits(
-        heads.words(hidden[asked]).float(), batch["words"][asked].float()
+        heads.words(hidden[asked]).float(), batch["words"]
     )
-    chosen = torch.rand(text.shape) < torch.where(batch["silent"], 0.15 * depth_share, depth_share)
+    share = torch.where(batch["silent"], 0.15 * depth_share, depth_share)
+    chosen = torch.rand_like(share) < share
     logits = model.forward_depformer_training(
         targets.transpose(1, 2)[chosen].T[None], hidden[chosen][None]
     )
@@ -234,14 +267,15 @@ def listen(model: nn.Module, user: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Gives tokens `[batch, frames]` and own codes `[batch, 8, frames]`.
     """
     generator = LMGen(model, use_sampling=False)
+    heard = torch.from_numpy(user.astype(np.int64)).to(next(model.parameters()).device)
     tokens, codes = [], []
     with torch.no_grad(), generator.streaming(len(user)):
-        generator.step(torch.zeros(len(user), shapes.CODEBOOKS, 1, dtype=torch.long))
+        generator.step(torch.zeros_like(heard[:, :, :1]))
         for frame in range(user.shape[2]):
-            out = generator.step(torch.from_numpy(user[:, :, frame : frame + 1].astype(np.int64)))
+            out = generator.step(heard[:, :, frame : frame + 1])
             if out is not None:
-                tokens.append(out[:, 0, 0].numpy())
-                codes.append(out[:, 1:, 0].numpy())
+                tokens.append(out[:, 0, 0].cpu().numpy())
+                codes.append(out[:, 1:, 0].cpu().numpy())
     return np.stack(tokens, 1), np.stack(codes, 2)
 
 
@@ -267,66 +301,86 @@ def hearing(
     return float(np.mean([wanted == got for _, wanted, got in said])), said
 
 
+@dataclass
+class Plan:
+    """How long and how fast to train.
+
+    It ends after `steps`, or after `minutes` if that is sooner, and the learning rate's way down
+    follows whichever is nearer to its end.
+    """
+
+    steps: int
+    minutes: float | None = None
+    batch_size: int = 16
+    rate: float = 2e-3
+    every: int = 200
+
+
 def train(
     folder: Path,
     pieces: tokenizer.Tokenizer,
-    steps: int,
+    plan: Plan,
     seed: int,
     trial: dialogues.Batch,
     codec: nn.Module,
-    batch_size: int = 16,
-    rate: float = 2e-3,
-    every: int = 200,
     start: Path | None = None,
 ) -> None:
-    """Trains to `lm.pt` in the folder.
+    """Trains to `lm.pt` in the folder, on the device of the codec.
 
     A run that was stopped goes on, `start` begins from exported weights.
     """
     torch.manual_seed(seed)
+    device = next(codec.parameters()).device
     text_card = pieces.get_piece_size()
     stream = Stream(folder, text_card, seed, alike_codes(codec))
-    model = new_model(text_card, start).train()
+    model = new_model(text_card, start).to(device).train()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    heads = Heads(shapes.language_model(text_card)["dim"])
+    heads = Heads(shapes.language_model(text_card)["dim"]).to(device)
     parameters = [*model.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.95), weight_decay=0.05)
-    path, first = folder / "lm.pt", 0
+    optimizer = torch.optim.AdamW(parameters, plan.rate, betas=(0.9, 0.95), weight_decay=0.05)
+    path, first, before = folder / "lm.pt", 0, 0.0
     if path.exists():
-        state = torch.load(path, weights_only=False)
+        state = torch.load(path, weights_only=False, map_location=device)
         model.load_state_dict(state["model"])
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-        stream.random = np.random.default_rng([seed, first])
-    began, shown = time.time(), {name: 0.0 for name in WEIGHTS}
-    for step in range(first, steps):
+        first, before = state["step"], state["seconds"]
+        stream.random.manual_seed(seed + first)
+    began, shown = time.time() - before, dict.fromkeys(WEIGHTS, 0.0)
+    step, part, have = first, 0.0, 0
+    while part < 1:
         if (step - first) % 50 == 0:
             have = stream.refresh()
-        part = step / steps
+        part = step / plan.steps
+        if plan.minutes is not None:
+            part = max(part, (time.time() - began) / (60 * plan.minutes))
+        part = min(part, 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(rate, step, 100, part)
-        with torch.autocast("cpu", torch.bfloat16):
+            group["lr"] = learning_rate(plan.rate, step, 100, part)
+        with torch.autocast(device.type, torch.bfloat16):
             # What it says is soon known by heart; most of the time goes to hearing.
             share = 0.35 if step < 250 else 0.1
-            parts = losses(model, heads, stream.draw(batch_size), share)
-        loss = sum(WEIGHTS[name] * value for name, value in parts.items())
+            parts = losses(model, heads, stream.draw(plan.batch_size), share)
+        loss = torch.stack([WEIGHTS[name] * value for name, value in parts.items()]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        for name, value in parts.items():
-            shown[name] += value.item()
-        if (step + 1) % 20 == 0:
-            line = " ".join(f"{name} {value / 20:.3f}" for name, value in shown.items())
-            shown = {name: 0.0 for name in WEIGHTS}
-            pace = (time.time() - began) / (step + 1 - first)
-            print(f"lm {step + 1}/{steps} {line} {have} dialogues {pace:.2f} s/step", flush=True)
-        if (step + 1) % every == 0 or step + 1 == steps:
+        step += 1
+        if step % 20 == 0:
+            shown = {name: value.item() for name, value in parts.items()}
+        if step % (plan.every // 10) == 0:
+            line = " ".join(f"{name} {value:.3f}" for name, value in shown.items())
+            pace = (time.time() - began - before) / (step - first)
+            print(
+                f"lm {step} of {plan.steps} ({part:.1%}) {line} {have} dialogues {pace:.3f} s/step",
+                flush=True,
+            )
+        if step % plan.every == 0 or part == 1:
             right, said = hearing(model, trial, pieces)
             print(
-                f"lm {step + 1} answers right: {right:.0%}",
+                f"lm {step} answers right: {right:.0%}",
                 *said[:: max(1, len(said) // 6)],
                 sep="\n  ",
                 flush=True,
@@ -337,7 +391,8 @@ def train(
                     "model": model.state_dict(),
                     "heads": heads.state_dict(),
                     "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
+                    "step": step,
+                    "seconds": time.time() - began,
                 },
                 partial,
             )
@@ -346,5 +401,7 @@ def train(
 
 def trained(path: Path) -> dict[str, torch.Tensor]:
     """The model's weights of a run's file."""
-    state: dict[str, torch.Tensor] = torch.load(path, weights_only=False)["model"]
+    state: dict[str, torch.Tensor] = torch.load(path, weights_only=False, map_location="cpu")[
+        "model"
+    ]
     return state

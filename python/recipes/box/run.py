@@ -8,9 +8,11 @@ checkpoint in `checkpoint/`.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("NO_TORCH_COMPILE", "1")
 
 SEED = 1
-# 38 questions, 80 recordings of each in a file.
-QUESTIONS_IN_FILE = 38 * 80
-HELD_OUT = 38 * 4
+# Recordings of each question: in a file of users' voices, by the box's own, and held out.
+ROUNDS_IN_FILE, ROUNDS_OF_OWN, ROUNDS_HELD_OUT = 20, 12, 4
 DIALOGUES_IN_SHARD = 64
 
 
@@ -52,12 +53,17 @@ class Run:
     def voices(self) -> None:
         """Speech of users and of the box for the codec, and the held-out recordings."""
         import corpus
+        import phrases
 
         corpus.build(self.work, self.options.users, SEED)
         # One set to watch the training with, one that is looked at only in the end.
-        corpus.questions(self.work / "held_out.npz", HELD_OUT, 77, held_out=True)
-        corpus.questions(self.work / "final.npz", HELD_OUT, 177, held_out=True)
+        count = ROUNDS_HELD_OUT * len(phrases.QUESTIONS)
+        corpus.held_out(self.work / "held_out.npz", count, 77)
+        corpus.held_out(self.work / "final.npz", count, 377)
         corpus.own_held_out(self.work / "own_held_out.npz", 277)
+        corpus.own_questions(
+            self.work / "own_questions.npz", ROUNDS_OF_OWN * len(phrases.QUESTIONS), 99
+        )
 
     def codec(self) -> None:
         """Trains the codec and exports it; one that is in the checkpoint is taken as it is."""
@@ -67,13 +73,6 @@ class Run:
         if not (self.checkpoint / export.CODEC_FILE).exists():
             codec.train(self.work, self.options.codec_steps, SEED)
             export.write_codec(codec.trained(self.work / "codec.pt"), self.checkpoint)
-
-    def questions(self) -> None:
-        """Recordings of questions for conversations."""
-        import corpus
-
-        for number in range(self.options.question_files):
-            corpus.questions(self.work / f"questions_{number}.npz", QUESTIONS_IN_FILE, 100 + number)
 
     def answers(self) -> None:
         """Recordings of the box's own lines."""
@@ -85,27 +84,43 @@ class Run:
         )
 
     def dialogues(self) -> None:
-        """Conversations, until there are as many shards as wanted."""
+        """Conversations, until there are as many shards as wanted, by some processes at once."""
+        count = self.options.processes
+        if count == 1:
+            self.shards_of(0)
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(count, mp_context=context) as pool:
+            list(pool.map(_shards_of, [self.options] * count, range(count)))
+
+    def shards_of(self, process: int) -> None:
+        """The shards that one of the processes makes, each from recordings that are its own."""
         import answers
         import corpus
         import dialogues
         import phrases
         import tokenizer
 
-        codec = dialogues.load_codec(self.checkpoint / "mimi.safetensors")
+        def by_question(recordings: list[corpus.Utterance]) -> list[list[corpus.Utterance]]:
+            return [recordings[number::count] for number in range(count)]
+
+        count, processes = len(phrases.QUESTIONS), self.options.processes
+        in_turn = -(-self.options.shards // self.options.question_files)
+        codec = dialogues.load_codec(self.checkpoint / "mimi.safetensors", self.options.device)
         pieces = tokenizer.train(self.checkpoint / "tokenizer.model")
         own = answers.load(self.work / "answers.npz", codec, pieces)
-        count, files = (
-            len(phrases.QUESTIONS),
-            [self.work / f"questions_{n}.npz" for n in range(self.options.question_files)],
-        )
-        for shard in range(self.options.shards):
+        own_questions = by_question(corpus.load(self.work / "own_questions.npz"))
+        questions_path: Path | None = None
+        for shard in range(process, self.options.shards, processes):
             path = self.work / f"dialogues_{shard:04}.npz"
             if path.exists():
                 continue
-            recordings = corpus.load(files[shard % len(files)])
-            spoken = [recordings[number::count] for number in range(count)]
-            composer = dialogues.Composer(codec, own, spoken, [SEED, shard])
+            number = process + processes * (shard // processes // in_turn)
+            if questions_path != self.work / f"questions_{number}.npz":
+                questions_path = self.work / f"questions_{number}.npz"
+                corpus.questions(questions_path, ROUNDS_IN_FILE * count, 100 + number)
+                questions = by_question(corpus.load(questions_path))
+            composer = dialogues.Composer(codec, own, questions, own_questions, [SEED, shard])
             dialogues.batch_of(composer, DIALOGUES_IN_SHARD).save(path)
             print(f"dialogues: shard {shard + 1} of {self.options.shards}", flush=True)
 
@@ -128,18 +143,15 @@ class Run:
 
         pieces = tokenizer.train(self.checkpoint / "tokenizer.model")
         start = self.checkpoint / export.MODEL_FILE if self.options.start is not None else None
-        codec = dialogues.load_codec(self.checkpoint / "mimi.safetensors")
-        trial = self.trial(codec)
-        lm.train(
-            self.work,
-            pieces,
+        codec = dialogues.load_codec(self.checkpoint / "mimi.safetensors", self.options.device)
+        plan = lm.Plan(
             self.options.lm_steps,
-            SEED,
-            trial,
-            codec,
-            rate=self.options.rate,
-            start=start,
+            self.options.lm_minutes,
+            self.options.batch,
+            self.options.rate,
+            self.options.look_every,
         )
+        lm.train(self.work, pieces, plan, SEED, self.trial(codec), codec, start)
         model = lm.new_model(pieces.get_piece_size())
         model.load_state_dict(lm.trained(self.work / "lm.pt"))
         export.write_model(model, pieces.get_piece_size(), self.checkpoint)
@@ -151,16 +163,17 @@ class Run:
         import corpus
         import dialogues
         import evaluate
+        import phrases
 
         rng = np.random.default_rng(3)
-        recordings = corpus.load(self.work / "held_out.npz")
+        recordings, count = corpus.load(self.work / "held_out.npz"), len(phrases.QUESTIONS)
         users, turns = [], []
         for place, recording in enumerate(recordings):
             channel, end = evaluate.mixed(recording, evaluate.FIRST_QUESTION_S, 6.0, rng)
             whole = np.zeros(160 * evaluate.SIZE, np.float32)
             whole[: min(len(channel), len(whole))] = channel[: len(whole)]
             users.append(whole)
-            turns.append([dialogues.Turn(end // evaluate.SIZE, place % 38, recording.text)])
+            turns.append([dialogues.Turn(end // evaluate.SIZE, place % count, recording.text)])
         codes = np.concatenate(
             [dialogues.encode(codec, np.stack(users[i : i + 8])) for i in range(0, len(users), 8)]
         )
@@ -176,7 +189,20 @@ class Run:
         card.write(self.checkpoint, self.work / "evaluation.json", self.options.course)
 
 
-STAGES = ("voices", "codec", "questions", "answers", "dialogues", "lm", "decoder", "evaluate")
+def _shards_of(options: argparse.Namespace, process: int) -> None:
+    _prepare(1)
+    Run(options).shards_of(process)
+
+
+def _prepare(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    # Digital silence decays into denormal numbers, which take a hundred times as long.
+    torch.set_flush_denormal(True)
+
+
+STAGES = ("voices", "codec", "answers", "dialogues", "lm", "decoder", "evaluate")
 
 
 def main() -> None:
@@ -205,26 +231,48 @@ def main() -> None:
     parser.add_argument(
         "--question-files",
         type=int,
-        default=4,
-        help="of 3,040 recordings each (default: %(default)s)",
+        default=16,
+        help="of 20 recordings of each question (default: %(default)s)",
     )
     parser.add_argument(
         "--shards", type=int, default=160, help="of 64 conversations each (default: %(default)s)"
     )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="how many make conversations at once (default: %(default)s)",
+    )
     parser.add_argument("--lm-steps", type=int, default=12000, help="(default: %(default)s)")
+    parser.add_argument(
+        "--lm-minutes", type=float, help="train the language model no longer than this"
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=16,
+        help="windows of 24 s in a step of the language model (default: %(default)s)",
+    )
     parser.add_argument(
         "--rate",
         type=float,
         default=2e-3,
         help="learning rate of the language model (default: %(default)s)",
     )
+    parser.add_argument(
+        "--look-every",
+        type=int,
+        default=200,
+        help="steps between looks at held-out recordings (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="where conversations are encoded and the language model is trained: cpu or cuda",
+    )
     parser.add_argument("--course", default="", help="what the card is to tell of the training")
     options = parser.parse_args()
-    import torch
-
-    torch.set_num_threads(options.threads)
-    # Digital silence decays into denormal numbers, which take a hundred times as long.
-    torch.set_flush_denormal(True)
+    _prepare(options.threads)
     run = Run(options)
     for stage in STAGES if options.stage == "all" else (options.stage,):
         getattr(run, stage)()

@@ -27,9 +27,10 @@ def texts() -> list[str]:
 def train(path: Path) -> Tokenizer:
     """Writes the model and returns it; an existing one is kept, since weights depend on it."""
     import sentencepiece
-    from sentencepiece import sentencepiece_model_pb2
 
     if not path.exists():
+        from sentencepiece import sentencepiece_model_pb2
+
         lines = path.with_suffix(".txt")
         lines.write_text(
             "-.,!?'0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ\n" * 40

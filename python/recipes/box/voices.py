@@ -77,8 +77,18 @@ class Voice:
     pitch: float = 1.0
 
 
-def draw_user_voice(random_source: random.Random, held_out: bool = False) -> Voice:
-    """A user's voice: mostly espeak-ng, a third flite, some Piper, at varied settings."""
+def draw_user_voice(random_source: random.Random) -> Voice:
+    """A user's voice for training: two thirds espeak-ng, a third flite, at varied settings."""
+    voice = _draw_voice(random_source, held_out=False)
+    return voice if voice.program != "piper" else draw_user_voice(random_source)
+
+
+def draw_held_out_voice(random_source: random.Random) -> Voice:
+    """A user's voice that training does not have; one in twelve is Piper's, which it has."""
+    return _draw_voice(random_source, held_out=True)
+
+
+def _draw_voice(random_source: random.Random, held_out: bool) -> Voice:
     speed = random_source.uniform(0.8, 1.25)
     pitch = random_source.uniform(0.8, 1.25)
     kind = random_source.random()
