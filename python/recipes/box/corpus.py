@@ -22,7 +22,7 @@ class Utterance:
     """A recording and what is said in it.
 
     `phones` are flite's; `ends` has the second at which each of them ends where the synthesizer
-    told, and is empty otherwise.
+    told, and is empty otherwise. `question` names the one that is put, if one is.
     """
 
     samples: np.ndarray
@@ -30,6 +30,7 @@ class Utterance:
     voice: str
     phones: list[str]
     ends: list[float]
+    question: str = ""
 
 
 def level(samples: np.ndarray, rms: float = SPEECH_RMS) -> np.ndarray:
@@ -85,6 +86,7 @@ def save(path: Path, utterances: list[Utterance]) -> None:
             "voice": u.voice,
             "phones": u.phones,
             "ends": u.ends,
+            "question": u.question,
             "length": len(u.samples),
         }
         for u in utterances
@@ -93,6 +95,13 @@ def save(path: Path, utterances: list[Utterance]) -> None:
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, samples=samples, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8))
     partial.rename(path)
+
+
+def save_questions(path: Path, utterances: list[Utterance]) -> None:
+    """Writes recordings of the questions in turn, with the name of each."""
+    for utterance, question in zip(utterances, _in_turn(len(utterances)), strict=True):
+        utterance.question = question.name
+    save(path, utterances)
 
 
 def load(path: Path) -> list[Utterance]:
@@ -109,10 +118,23 @@ def load(path: Path) -> list[Utterance]:
                 fact["voice"],
                 fact["phones"],
                 fact["ends"],
+                fact["question"],
             )
         )
         start = end
     return found
+
+
+def load_questions(path: Path) -> list[Utterance]:
+    """Reads recordings of the questions in turn.
+
+    Raises:
+        ValueError: The questions are no longer those that were recorded.
+    """
+    recordings = load(path)
+    if [u.question for u in recordings] != [q.name for q in _in_turn(len(recordings))]:
+        raise ValueError(f"{path} was made from another list of questions: delete it")
+    return recordings
 
 
 def build(folder: Path, users: int, seed: int) -> None:
@@ -158,7 +180,7 @@ def questions(path: Path, count: int, seed: int) -> None:
         (phrases.ask(question, random_source), voices.draw_user_voice(random_source))
         for question in _in_turn(count)
     ]
-    save(path, _say_all(jobs))
+    save_questions(path, _say_all(jobs))
 
 
 def own_questions(path: Path, count: int, seed: int) -> None:
@@ -171,13 +193,13 @@ def own_questions(path: Path, count: int, seed: int) -> None:
     for group in range(0, count, 40):
         speed, noise = random_source.uniform(0.8, 1.25), random_source.choice([None, 0.4, 0.8])
         made += own_voice(texts[group : group + 40], speed, noise, with_phones=False)
-    save(path, made)
+    save_questions(path, made)
 
 
 def held_out(path: Path, count: int, seed: int) -> None:
-    """Writes recordings of the questions in turn that training has nothing of.
+    """Writes recordings of the questions in turn to measure with.
 
-    Their voices are kept from training, and in every second round their phrasings too.
+    Their voices are kept from training, all but Piper's; in every second round their phrasings too.
     """
     if path.exists():
         return
@@ -189,14 +211,16 @@ def held_out(path: Path, count: int, seed: int) -> None:
         jobs.append((text, voices.draw_held_out_voice(random_source)))
     by_piper = [place for place, (_, voice) in enumerate(jobs) if voice.program == "piper"]
     others = [place for place in range(count) if place not in set(by_piper)]
-    spoken = own_voice(
-        [jobs[place][0] for place in by_piper],
-        speed=random_source.uniform(0.85, 1.15),
-        with_phones=False,
-    )
+    spoken = [
+        utterance
+        for place in by_piper
+        for utterance in own_voice(
+            [jobs[place][0]], speed=random_source.uniform(0.85, 1.15), with_phones=False
+        )
+    ]
     made = dict(zip(by_piper, spoken, strict=True))
     made.update(zip(others, _say_all([jobs[place] for place in others]), strict=True))
-    save(path, [made[place] for place in range(count)])
+    save_questions(path, [made[place] for place in range(count)])
 
 
 def _in_turn(count: int) -> list[phrases.Question]:

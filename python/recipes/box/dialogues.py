@@ -35,6 +35,7 @@ TAIL_FRAMES = 4
 LEAD_FRAMES = 40
 # Questions that the box's own voice puts.
 OWN_VOICE_SHARE = 0.12
+HURRIED_SHARE = 0.6
 GREETING = len(phrases.QUESTIONS)
 NOBODY = GREETING + 1
 
@@ -49,6 +50,8 @@ class Answer:
     samples: np.ndarray
     codes: np.ndarray
     tokens: np.ndarray
+    # Codes of it when it breaks off, by the number of frames that are heard.
+    cuts: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def spoken_frames(self) -> int:
@@ -108,6 +111,8 @@ class Composer:
 
     def _cut(self, answer: Answer, frames: int) -> np.ndarray:
         """Codes of an answer that breaks off: `frames` of it, the last one fading, then silence."""
+        if frames in answer.cuts:
+            return answer.cuts[frames]
         samples = np.zeros((LEAD_FRAMES + frames + TAIL_FRAMES) * shapes.FRAME_SIZE, np.float32)
         start, length = LEAD_FRAMES * shapes.FRAME_SIZE, frames * shapes.FRAME_SIZE
         spoken = answer.samples[:length].copy()
@@ -115,7 +120,8 @@ class Composer:
             -len(spoken[-shapes.FRAME_SIZE :]) :
         ]
         samples[start : start + len(spoken)] = spoken
-        return encode(self.codec, samples[None])[0][:, LEAD_FRAMES:]
+        answer.cuts[frames] = encode(self.codec, samples[None])[0][:, LEAD_FRAMES:]
+        return answer.cuts[frames]
 
     def compose(self) -> Dialogue:
         """One conversation, drawn at random."""
@@ -151,6 +157,8 @@ class Composer:
             speaker[at:end] = number
 
         same_voice = rng.random() < 0.3
+        # Those who let nobody finish put twice as many questions.
+        hurried = rng.random() < HURRIED_SHARE
         kind = rng.random()
         # The box greets first, unless the user is faster.
         greets = kind < 0.85
@@ -172,12 +180,13 @@ class Composer:
             if rng.random() < 0.5:
                 sound = augment.warp(sound, rng.uniform(0.88, 1.14))
             sound = augment.as_heard(sound, rng)
-            interrupts = pending is not None and rng.random() < 0.22
+            interrupts = pending is not None and rng.random() < (0.8 if hurried else 0.22)
             if pending is not None:
                 answer, at = pending
                 spoken = self.answers[answer].spoken_frames
                 if interrupts:
-                    onset = at + rng.uniform(3, max(4.0, spoken - 6))
+                    latest = min(9.0, spoken - 6.0) if hurried else spoken - 6.0
+                    onset = at + rng.uniform(3, max(4.0, latest))
                 else:
                     gap = rng.uniform(0.3, 2.5) if rng.random() < 0.8 else rng.uniform(2.5, 10.0)
                     onset = at + spoken + gap * shapes.FRAME_RATE
@@ -266,6 +275,16 @@ class Batch:
                 file["speaker"].astype(np.int64),
                 turns,
             )
+
+
+def shards_of(process: int, processes: int, shards: int, files: int) -> list[tuple[int, int]]:
+    """Numbers of the shards that a process makes, each with that of its file of recordings.
+
+    Neighbouring shards share a file, whatever the number of processes, and no two processes do.
+    """
+    files = min(files, shards)
+    pairs = [(shard, shard * files // shards) for shard in range(shards)]
+    return [(shard, number) for shard, number in pairs if number % processes == process]
 
 
 def batch_of(composer: Composer, count: int) -> Batch:

@@ -139,6 +139,10 @@ def questions(
             for program in ("espeak-ng", "flite", "piper")
         },
         "recordings": len(rows),
+        **{
+            f"recordings, {program}": sum(row["voice"].startswith(program) for row in rows)
+            for program in ("espeak-ng", "flite", "piper")
+        },
         "spoke before the question's end": _share([bool(row["said_before"]) for row in rows]),
         "greeted within 3 s": _share(greetings),
         "word error rate of Whisper tiny.en on the spoken answers": round(
@@ -223,6 +227,48 @@ def interruptions(
         "yield s, median": round(float(np.median(times)), 2) if times else "never spoke",
         "interruptions while it spoke": len(times),
         "answers the question that interrupts": _share(answered),
+    }
+
+
+def echoes(
+    model: moshi_rs.StreamingModel,
+    recordings: list[corpus.Utterance],
+    rng: np.random.Generator,
+    trials: int = 20,
+) -> dict[str, Any]:
+    """A question to a box that hears itself, as through loudspeakers.
+
+    In how many trials it says one whole answer, whichever, and nothing more.
+    """
+    import moshi_rs
+
+    answers = {question.answer for question in phrases.QUESTIONS}
+    sessions: list[moshi_rs.Session] = []
+    users, ends, delays, gains = [], [], [], []
+    for recording in recordings[: trials * 7 : 7]:
+        user, end = mixed(recording, FIRST_QUESTION_S, 2 * LISTEN_S, rng)
+        sessions.append(model.new_session(seed=1, temperature=0.0, text_temperature=0.0))
+        users.append(user)
+        ends.append(end)
+        delays.append(int(rng.uniform(0.08, 0.4) * shapes.SAMPLE_RATE))
+        gains.append(augment.decibels(rng.uniform(-30, -12)))
+    length = max(map(len, users))
+    users = [np.pad(user, (0, length - len(user))) for user in users]
+    echo = [np.zeros(length + shapes.SAMPLE_RATE, np.float32) for _ in users]
+    texts: list[list[str]] = [[] for _ in users]
+    for at in range(0, length, SIZE):
+        heard = [
+            np.clip(user[at : at + SIZE] + back[at : at + SIZE], -1, 1)
+            for user, back in zip(users, echo, strict=True)
+        ]
+        for row, (sound, text) in enumerate(moshi_rs.step_batch(sessions, heard)):
+            start = at + delays[row]
+            echo[row][start : start + SIZE] = gains[row] * sound
+            texts[row].append(text)
+    return {
+        "one answer and no more, hearing itself": _share(
+            [text_after(text, end) in answers for text, end in zip(texts, ends, strict=True)]
+        )
     }
 
 
@@ -324,7 +370,7 @@ def run(checkpoint: Path, folder: Path, seed: int = 5, judged: int = 40) -> dict
     import moshi_rs
 
     rng = np.random.default_rng(seed)
-    recordings = corpus.load(folder / "final.npz")
+    recordings = corpus.load_questions(folder / "final.npz")
     own = corpus.load(folder / "own_held_out.npz")
     model = moshi_rs.StreamingModel.load(checkpoint)
     report: dict[str, Any] = questions(model, recordings, rng, judged)
@@ -332,6 +378,7 @@ def run(checkpoint: Path, folder: Path, seed: int = 5, judged: int = 40) -> dict
     silence = quiet(model, rng)
     said = silence.pop("said")
     report |= silence | interruptions(model, recordings, rng)
+    report |= echoes(model, recordings, rng)
     report |= codec(checkpoint, own, recordings[::8])
     report["real-time factor, one core"] = speed(model)
     channels = [

@@ -22,9 +22,9 @@ import dialogues
 import phrases
 import shapes
 import tokenizer
-from schedule import learning_rate
+from schedule import learning_rate, progress
 
-WINDOW_FRAMES = 300
+WINDOW_FRAMES = 240
 # Frames after a question's end in which its words are asked for.
 RECALL_FRAMES = 5
 SHARDS = "dialogues_[0-9][0-9][0-9][0-9].npz"
@@ -235,8 +235,8 @@ def losses(
     )
     asked = batch["asked"]
     words = functional.binary_cross_entropy_with_logits(
-        heads.words(hidden[asked]).float(), batch["words"]
-    )
+        heads.words(hidden[asked]).float(), batch["words"], reduction="sum"
+    ) / max(1, batch["words"].numel())
     share = torch.where(batch["silent"], 0.15 * depth_share, depth_share)
     chosen = torch.rand_like(share) < share
     logits = model.forward_depformer_training(
@@ -251,13 +251,14 @@ def losses(
     known = wanted < shapes.CODEBOOK_SIZE
     return {
         "text": (text_loss * weight).sum() / weight.sum(),
-        "semantic": audio[0][known[0]].mean(),
-        "acoustic": audio[1:][known[1:]].mean(),
+        "semantic": audio[0][known[0]].sum() / known[0].sum().clamp(min=1),
+        "acoustic": audio[1:][known[1:]].sum() / known[1:].sum().clamp(min=1),
         "speaker": speaker,
         "words": words * 10,
     }
 
 
+SHOWN_STEPS = 20
 WEIGHTS = {"text": 2.0, "semantic": 0.5, "acoustic": 0.5, "speaker": 1.0, "words": 1.0}
 
 
@@ -329,7 +330,6 @@ def train(
 
     A run that was stopped goes on, `start` begins from exported weights.
     """
-    torch.manual_seed(seed)
     device = next(codec.parameters()).device
     text_card = pieces.get_piece_size()
     stream = Stream(folder, text_card, seed, alike_codes(codec))
@@ -339,52 +339,46 @@ def train(
     heads = Heads(shapes.language_model(text_card)["dim"]).to(device)
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, plan.rate, betas=(0.9, 0.95), weight_decay=0.05)
-    path, first, before = folder / "lm.pt", 0, 0.0
+    path, step, before = folder / "lm.pt", 0, 0.0
     if path.exists():
         state = torch.load(path, weights_only=False, map_location=device)
         model.load_state_dict(state["model"])
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
-        first, before = state["step"], state["seconds"]
-        stream.random.manual_seed(seed + first)
-    began, shown = time.time() - before, dict.fromkeys(WEIGHTS, 0.0)
-    step, part, have = first, 0.0, 0
-    while part < 1:
+        step, before = state["step"], state["seconds"]
+        stream.random.manual_seed(seed + step)
+    torch.manual_seed(seed + step)
+    narrow = bfloat16_is_faster(device)
+    began, first, have = time.time(), step, 0
+    shown = torch.zeros(len(WEIGHTS), device=device)
+
+    def part() -> float:
+        return progress(step, plan.steps, before + time.time() - began, plan.minutes)
+
+    done = part() == 1
+    while not done:
         if (step - first) % 50 == 0:
             have = stream.refresh()
-        part = step / plan.steps
-        if plan.minutes is not None:
-            part = max(part, (time.time() - began) / (60 * plan.minutes))
-        part = min(part, 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(plan.rate, step, 100, part)
-        with torch.autocast(device.type, torch.bfloat16):
+            group["lr"] = learning_rate(plan.rate, step, 100, part())
+        with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
             # What it says is soon known by heart; most of the time goes to hearing.
             share = 0.35 if step < 250 else 0.1
             parts = losses(model, heads, stream.draw(plan.batch_size), share)
-        loss = torch.stack([WEIGHTS[name] * value for name, value in parts.items()]).sum()
+        values = torch.stack([parts[name].float() for name in WEIGHTS])
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (values * torch.tensor([*WEIGHTS.values()], device=device)).sum().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+        shown += values.detach() / SHOWN_STEPS
         step += 1
-        if step % 20 == 0:
-            shown = {name: value.item() for name, value in parts.items()}
-        if step % (plan.every // 10) == 0:
-            line = " ".join(f"{name} {value:.3f}" for name, value in shown.items())
-            pace = (time.time() - began - before) / (step - first)
-            print(
-                f"lm {step} of {plan.steps} ({part:.1%}) {line} {have} dialogues {pace:.3f} s/step",
-                flush=True,
-            )
-        if step % plan.every == 0 or part == 1:
-            right, said = hearing(model, trial, pieces)
-            print(
-                f"lm {step} answers right: {right:.0%}",
-                *said[:: max(1, len(said) // 6)],
-                sep="\n  ",
-                flush=True,
-            )
+        done = part() == 1
+        if step % SHOWN_STEPS == 0:
+            line = " ".join(f"{n} {v:.3f}" for n, v in zip(WEIGHTS, shown.tolist(), strict=True))
+            shown.zero_()
+            pace = (time.time() - began) / (step - first)
+            print(f"lm {step} ({part():.1%}) {line} {have} dialogues {pace:.3f} s/step", flush=True)
+        if step % plan.every == 0 or done:
             partial = path.with_suffix(".partial")
             torch.save(
                 {
@@ -392,11 +386,33 @@ def train(
                     "heads": heads.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "step": step,
-                    "seconds": time.time() - began,
+                    "seconds": before + time.time() - began,
                 },
                 partial,
             )
             partial.rename(path)
+            right, said = hearing(model, trial, pieces)
+            print(
+                f"lm {step} answers right: {right:.0%}",
+                *said[:: max(1, len(said) // 6)],
+                sep="\n  ",
+                flush=True,
+            )
+
+
+def bfloat16_is_faster(device: torch.device) -> bool:
+    """Whether products of the model's sizes are; some processors only emulate them."""
+    if device.type != "cpu":
+        return True
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(4800, 192, dtype=dtype), torch.ones(192, 576, dtype=dtype)
+        a @ b
+        began = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        seconds.append(time.perf_counter() - began)
+    return seconds[1] < seconds[0]
 
 
 def trained(path: Path) -> dict[str, torch.Tensor]:

@@ -29,6 +29,7 @@ SEED = 1
 # Recordings of each question: in a file of users' voices, by the box's own, and held out.
 ROUNDS_IN_FILE, ROUNDS_OF_OWN, ROUNDS_HELD_OUT = 20, 12, 4
 DIALOGUES_IN_SHARD = 64
+DEFAULT = "(default: %(default)s)"
 
 
 class Run:
@@ -40,15 +41,16 @@ class Run:
         self.work.mkdir(parents=True, exist_ok=True)
         self.checkpoint.mkdir(exist_ok=True)
         if options.start is not None:
-            for name in (
-                "mimi.safetensors",
-                "mimi_config.json",
-                "model.safetensors",
-                "tokenizer.model",
-                "config.json",
-            ):
-                if not (self.checkpoint / name).exists():
-                    shutil.copy(options.start / name, self.checkpoint / name)
+            self._begin_from(options.start)
+
+    def _begin_from(self, start: Path) -> None:
+        for name in ("mimi.safetensors", "tokenizer.model", "mimi_config.json"):
+            path = self.checkpoint / name
+            if not path.exists():
+                shutil.copy(start / name, path)
+            elif path.read_bytes() != (start / name).read_bytes():
+                # Conversations and weights of one codec mean nothing to another.
+                sys.exit(f"error: {path} is not that of {start}: give --work an empty folder")
 
     def voices(self) -> None:
         """Speech of users and of the box for the codec, and the held-out recordings."""
@@ -85,6 +87,14 @@ class Run:
 
     def dialogues(self) -> None:
         """Conversations, until there are as many shards as wanted, by some processes at once."""
+        import answers
+        import corpus
+        import tokenizer
+
+        # What all processes share is made before they start.
+        tokenizer.train(self.checkpoint / "tokenizer.model")
+        path = self.work / "answers.npz"
+        answers.word_starts(path, corpus.load(path))
         count = self.options.processes
         if count == 1:
             self.shards_of(0)
@@ -94,38 +104,45 @@ class Run:
             list(pool.map(_shards_of, [self.options] * count, range(count)))
 
     def shards_of(self, process: int) -> None:
-        """The shards that one of the processes makes, each from recordings that are its own."""
+        """The shards that one of the processes makes."""
         import answers
         import corpus
         import dialogues
         import phrases
         import tokenizer
 
-        def by_question(recordings: list[corpus.Utterance]) -> list[list[corpus.Utterance]]:
+        def by_question(path: Path) -> list[list[corpus.Utterance]]:
+            recordings = corpus.load_questions(path)
             return [recordings[number::count] for number in range(count)]
 
-        count, processes = len(phrases.QUESTIONS), self.options.processes
-        in_turn = -(-self.options.shards // self.options.question_files)
+        count = len(phrases.QUESTIONS)
         codec = dialogues.load_codec(self.checkpoint / "mimi.safetensors", self.options.device)
         pieces = tokenizer.train(self.checkpoint / "tokenizer.model")
         own = answers.load(self.work / "answers.npz", codec, pieces)
-        own_questions = by_question(corpus.load(self.work / "own_questions.npz"))
-        questions_path: Path | None = None
-        for shard in range(process, self.options.shards, processes):
+        own_questions = by_question(self.work / "own_questions.npz")
+        last = None
+        for shard, number in dialogues.shards_of(
+            process, self.options.processes, self.options.shards, self.options.question_files
+        ):
             path = self.work / f"dialogues_{shard:04}.npz"
             if path.exists():
                 continue
-            number = process + processes * (shard // processes // in_turn)
-            if questions_path != self.work / f"questions_{number}.npz":
+            if number != last:
                 questions_path = self.work / f"questions_{number}.npz"
                 corpus.questions(questions_path, ROUNDS_IN_FILE * count, 100 + number)
-                questions = by_question(corpus.load(questions_path))
+                questions, last = by_question(questions_path), number
             composer = dialogues.Composer(codec, own, questions, own_questions, [SEED, shard])
             dialogues.batch_of(composer, DIALOGUES_IN_SHARD).save(path)
             print(f"dialogues: shard {shard + 1} of {self.options.shards}", flush=True)
 
     def decoder(self) -> None:
-        """Trains the codec's decoder further, on the box's own voice, and exports it."""
+        """Trains the codec's decoder further, on the box's own voice, and exports it.
+
+        Not after `--start`: the decoder of a checkpoint is already trained.
+        """
+        if self.options.start is not None:
+            print("decoder: kept as it is in the checkpoint", flush=True)
+            return
         import codec
         import export
 
@@ -142,7 +159,7 @@ class Run:
         import tokenizer
 
         pieces = tokenizer.train(self.checkpoint / "tokenizer.model")
-        start = self.checkpoint / export.MODEL_FILE if self.options.start is not None else None
+        start = self.options.start and self.options.start / export.MODEL_FILE
         codec = dialogues.load_codec(self.checkpoint / "mimi.safetensors", self.options.device)
         plan = lm.Plan(
             self.options.lm_steps,
@@ -166,7 +183,8 @@ class Run:
         import phrases
 
         rng = np.random.default_rng(3)
-        recordings, count = corpus.load(self.work / "held_out.npz"), len(phrases.QUESTIONS)
+        recordings = corpus.load_questions(self.work / "held_out.npz")
+        count = len(phrases.QUESTIONS)
         users, turns = [], []
         for place, recording in enumerate(recordings):
             channel, end = evaluate.mixed(recording, evaluate.FIRST_QUESTION_S, 6.0, rng)
@@ -194,6 +212,13 @@ def _shards_of(options: argparse.Namespace, process: int) -> None:
     Run(options).shards_of(process)
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
 def _prepare(threads: int) -> None:
     import torch
 
@@ -218,38 +243,45 @@ def main() -> None:
         help="begin from the codec, the tokenizer and the model of this checkpoint",
     )
     parser.add_argument(
-        "--threads", type=int, default=2, help="threads of PyTorch (default: %(default)s)"
+        "--threads", type=_positive, default=2, help="threads of PyTorch (default: %(default)s)"
     )
     parser.add_argument(
         "--users",
-        type=int,
+        type=_positive,
         default=4000,
         help="recordings of users for the codec (default: %(default)s)",
     )
-    parser.add_argument("--codec-steps", type=int, default=9000, help="(default: %(default)s)")
-    parser.add_argument("--decoder-steps", type=int, default=3000, help="(default: %(default)s)")
+    parser.add_argument(
+        "--codec-steps", type=_positive, default=9000, help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--decoder-steps", type=_positive, default=3000, help="(default: %(default)s)"
+    )
     parser.add_argument(
         "--question-files",
-        type=int,
+        type=_positive,
         default=16,
         help="of 20 recordings of each question (default: %(default)s)",
     )
     parser.add_argument(
-        "--shards", type=int, default=160, help="of 64 conversations each (default: %(default)s)"
+        "--shards",
+        type=_positive,
+        default=160,
+        help="of 64 conversations each (default: %(default)s)",
     )
     parser.add_argument(
         "--processes",
-        type=int,
+        type=_positive,
         default=1,
         help="how many make conversations at once (default: %(default)s)",
     )
-    parser.add_argument("--lm-steps", type=int, default=12000, help="(default: %(default)s)")
+    parser.add_argument("--lm-steps", type=_positive, default=12000, help=DEFAULT)
     parser.add_argument(
         "--lm-minutes", type=float, help="train the language model no longer than this"
     )
     parser.add_argument(
         "--batch",
-        type=int,
+        type=_positive,
         default=16,
         help="windows of 24 s in a step of the language model (default: %(default)s)",
     )
@@ -261,7 +293,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--look-every",
-        type=int,
+        type=_positive,
         default=200,
         help="steps between looks at held-out recordings (default: %(default)s)",
     )
@@ -272,6 +304,10 @@ def main() -> None:
     )
     parser.add_argument("--course", default="", help="what the card is to tell of the training")
     options = parser.parse_args()
+    if options.stage in ("evaluate", "all") and not options.course:
+        options.course = (
+            f"Made by `run.py {options.stage}` with {options.lm_steps} steps of the language model."
+        )
     _prepare(options.threads)
     run = Run(options)
     for stage in STAGES if options.stage == "all" else (options.stage,):
