@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import random
 import re
 import sys
@@ -16,6 +17,7 @@ import dialogues
 import evaluate
 import judge
 import phrases
+import schedule
 import shapes
 import tokenizer
 import voices
@@ -472,3 +474,47 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert last == pytest.approx(2.0 * LAST_PART)
     course = [learning_rate(2.0, step, 100, step / 1000) for step in range(100, 1001)]
     assert course == sorted(course, reverse=True)
+
+
+def test_every_shard_is_made_once_from_the_same_file_by_any_number_of_processes() -> None:
+    wanted = dict(dialogues.shards_of(0, 1, 160, 16))
+    assert sorted(wanted) == list(range(160))
+    assert set(wanted.values()) == set(range(16))
+    for processes in (2, 3, 5, 16, 40):
+        parts = [dialogues.shards_of(n, processes, 160, 16) for n in range(processes)]
+        assert sorted(pair for part in parts for pair in part) == sorted(wanted.items())
+        files = [{number for _, number in part} for part in parts]
+        assert sum(map(len, files)) == 16, "no two processes write one file"
+
+
+def test_there_are_no_more_files_than_shards() -> None:
+    assert dialogues.shards_of(0, 1, 3, 16) == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_a_run_ends_with_its_steps_or_its_minutes() -> None:
+    assert schedule.progress(0, 100, 0.0, None) == 0
+    assert schedule.progress(50, 100, 1e9, None) == 0.5
+    assert schedule.progress(10, 100, 90.0, 2.0) == 0.75
+    assert schedule.progress(90, 100, 90.0, 2.0) == 0.9
+    assert schedule.progress(100, 100, 0.0, 2.0) == schedule.progress(500, 100, 0.0, None) == 1
+
+
+def test_recordings_of_other_questions_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "questions.npz"
+    made = [corpus.Utterance(tone(300), f"text {number}", "v", [], []) for number in range(COUNT)]
+    corpus.save_questions(path, made)
+    loaded = corpus.load_questions(path)
+    assert [u.question for u in loaded] == [q.name for q in phrases.QUESTIONS]
+    corpus.save(path, loaded[1:])
+    with pytest.raises(ValueError, match=r"questions\.npz was made from another list"):
+        corpus.load_questions(path)
+
+
+def test_the_documentation_names_the_stages_of_the_recipe() -> None:
+    folder = Path(dialogues.__file__).parent
+    text = (folder / "README.md").read_text()
+    table = re.findall(r"^\| `(\w+)` \|", text.split("\n\n| voice |")[0], re.M)
+    source = (folder / "run.py").read_text()
+    stages = re.search(r"^STAGES = (\(.*?\))$", source, re.M | re.S)
+    assert stages
+    assert table == list(ast.literal_eval(stages[1]))

