@@ -110,11 +110,13 @@ $(BOX_VENV)/ready: python/recipes/box/requirements.txt | tools
 	@for program in espeak-ng flite; do command -v $$program >/dev/null || \
 		{ echo "error: no $$program; install the system's package of that name" >&2; exit 1; }; done
 	$(PYTHON) -m venv $(BOX_VENV)
-	$(BOX_VENV)/bin/pip install --quiet --requirement python/recipes/box/requirements.txt .
+	$(BOX_VENV)/bin/pip install --quiet --requirement python/recipes/box/requirements.txt
 	touch $@
 
 .PHONY: box
 box: $(BOX_VENV)/ready ## Train the model in the box again, into BOX_WORK; hours, 6 GB of packages
+	@# The evaluation runs the engine as it is now.
+	$(BOX_VENV)/bin/pip install --quiet .
 	$(BOX_VENV)/bin/python python/recipes/box/run.py all --work $(BOX_WORK)
 
 .PHONY: bench

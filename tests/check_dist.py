@@ -18,6 +18,7 @@ LICENSES = {"LICENSE-APACHE", "LICENSE-MIT", "THIRD-PARTY-LICENSES"}
 PACKAGE = {"__init__.py", "__main__.py", "_core.pyi", "cli.py", "errors.py", "py.typed"}
 NATIVE = re.compile(r"_core\.(abi3\.so|cp\w+(-\w+)*\.pyd|cpython-\w+(-\w+)*\.so|pyd)")
 SDIST = {*LICENSES, "Cargo.lock", "Cargo.toml", "README.md", "pyproject.toml", "python", "rust"}
+BOX_LICENSE = "rust/moshi-box/checkpoint/LICENSE"
 BOX = Path(__file__).resolve().parents[1] / "rust" / "moshi-box" / "checkpoint"
 WHEEL_BYTES = 32_000_000
 # Of everything but the model in the box.
@@ -50,8 +51,11 @@ def check_wheel(wheel: Path) -> str:
     tops = {member.parts[0] for member in members}
     # Anything else would be a library that was bundled, or a file that strayed in.
     expect(tops == {"moshi_rs", info.name}, f"{wheel.name} holds {sorted(tops)}")
-    licenses = {m.name for m in members if m.parent == info / "licenses"}
-    expect(licenses == LICENSES, f"{wheel.name} has the licences {sorted(licenses)}")
+    folder = info / "licenses"
+    licenses = {str(m.relative_to(folder)) for m in members if m.is_relative_to(folder)}
+    expect(
+        licenses == {*LICENSES, BOX_LICENSE}, f"{wheel.name} has the licences {sorted(licenses)}"
+    )
     package = {member.name for member in members if member.parts[0] == "moshi_rs"}
     native = {file for file in package if NATIVE.fullmatch(file)}
     expect(len(native) == 1, f"{wheel.name} has the native modules {sorted(native)}")

@@ -302,7 +302,8 @@ def test_representations_say_what_an_object_is(
 ) -> None:
     session, stream, codec_stream = model.new_session(seed=4), lm.stream(seed=9), mimi.stream()
     step = stream.step([0] * 8, text=3)
-    assert repr(model) == "StreamingModel(model_type='moshi', device='cpu', dtype='f32')"
+    shown = f"StreamingModel(\"{DIALOGUE}\", model_type='moshi', device='cpu', dtype='f32')"
+    assert repr(model) == shown
     assert repr(session) == "Session(seed=4)"
     assert repr(mimi).startswith("Mimi(num_codebooks=8, total_codebooks=12, ")
     assert repr(codec_stream) == "MimiStream(num_codebooks=8)"

@@ -106,7 +106,7 @@ fn speech_is_that_of_the_same_files_in_a_folder<E: Executor>(exec: &E) {
         let options = SessionOptions { seed: Some(11), ..SessionOptions::default() };
         let mut sessions = [&carried, &on_disk].map(|model| Session::new(model, &options).unwrap());
         let [from_box, from_folder] = sessions.each_mut().map(|session| steps(session, FRAMES));
-        assert!(from_box.iter().any(|output| output.tokens.is_some()), "it speaks");
+        assert!(from_box.iter().any(|output| output.tokens.is_some()), "tokens come");
         for (got, expected) in from_box.iter().zip(&from_folder) {
             assert_eq!(got.user_codes, expected.user_codes, "{dtype:?}");
             assert_eq!(got.tokens, expected.tokens, "{dtype:?}");

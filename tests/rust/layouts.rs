@@ -144,6 +144,22 @@ fn a_folder_of_hugging_face_with_a_codec_alone_is_described_and_loads() {
     assert_eq!(round_trip(&mimi), round_trip(&load(&Scalar, &original(), Dtype::F32)));
 }
 
+#[test]
+fn a_broken_config_beside_a_codec_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = folder.path().join("model.safetensors");
+    original().write(&weights, Dtype::F32);
+    for (contents, expected) in [(&b"{\"model_type\": "[..], "EOF"), (&[0xff; 9], "UTF-8")] {
+        std::fs::write(folder.path().join("config.json"), contents).unwrap();
+        for path in [&weights, folder.path()] {
+            let error = CodecFiles::open(path).err().expect("a broken config");
+            let text = error.to_string();
+            assert!(matches!(error, moshi_core::Error::ConfigFile { .. }), "{text}");
+            assert!(text.contains("config.json") && text.contains(expected), "{text}");
+        }
+    }
+}
+
 fn both_layouts_in_one_file_are_refused<E: Executor>(exec: &E) {
     let kyutai = original();
     let mut both = hugging_face(&kyutai);

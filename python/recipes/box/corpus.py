@@ -177,7 +177,7 @@ def questions(path: Path, count: int, seed: int) -> None:
         return
     random_source = random.Random(seed)
     jobs = [
-        (phrases.ask(question, random_source), voices.draw_user_voice(random_source))
+        (phrases.ask_in_passing(question, random_source), voices.draw_user_voice(random_source))
         for question in _in_turn(count)
     ]
     save_questions(path, _say_all(jobs))
@@ -188,7 +188,7 @@ def own_questions(path: Path, count: int, seed: int) -> None:
     if path.exists():
         return
     random_source = random.Random(seed)
-    texts = [phrases.ask(question, random_source) for question in _in_turn(count)]
+    texts = [phrases.ask_in_passing(question, random_source) for question in _in_turn(count)]
     made = []
     for group in range(0, count, 40):
         speed, noise = random_source.uniform(0.8, 1.25), random_source.choice([None, 0.4, 0.8])
@@ -199,7 +199,7 @@ def own_questions(path: Path, count: int, seed: int) -> None:
 def held_out(path: Path, count: int, seed: int) -> None:
     """Writes recordings of the questions in turn to measure with.
 
-    Their voices are kept from training, all but Piper's; in every second round their phrasings too.
+    Their phrasings are kept from training in every second round; for voices see `voices`.
     """
     if path.exists():
         return

@@ -34,7 +34,7 @@ YIELD_FRAMES = 5
 TAIL_FRAMES = 4
 LEAD_FRAMES = 40
 # Questions that the box's own voice puts.
-OWN_VOICE_SHARE = 0.12
+OWN_VOICE_SHARE = 0.2
 HURRIED_SHARE = 0.6
 GREETING = len(phrases.QUESTIONS)
 NOBODY = GREETING + 1
@@ -177,8 +177,8 @@ class Composer:
             utterance = candidates[rng.integers(len(candidates))]
             voice = utterance.voice
             sound = utterance.samples
-            if rng.random() < 0.5:
-                sound = augment.warp(sound, rng.uniform(0.88, 1.14))
+            if rng.random() < 0.7:
+                sound = augment.warp(sound, rng.uniform(0.85, 1.18))
             sound = augment.as_heard(sound, rng)
             interrupts = pending is not None and rng.random() < (0.8 if hurried else 0.22)
             if pending is not None:

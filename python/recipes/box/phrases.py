@@ -170,44 +170,6 @@ QUESTIONS: tuple[Question, ...] = (
         """,
     ),
     _question(
-        "how_old",
-        "I am brand new. I do not have an age.",
-        """
-        how old are you
-        what (is|about) your age
-        what's your age
-        when were you (born|made|created)
-        when is your birthday
-        (tell me|say) (how old you are|your age)
-        are you (very|) (old|young)
-        how many years old are you
-        """,
-        """
-        and how old are you exactly
-        may I ask how old you are
-        what age are you
-        """,
-    ),
-    _question(
-        "where_do_you_live",
-        "I live right here, inside your computer.",
-        """
-        where (do you live|are you)
-        where are you (from|living|right now)
-        where is your (home|house)
-        where do you (come from|stay)
-        (in|) which (country|city|place) do you live (in|)
-        (tell me|say) where you (live|are)
-        what place do you live in
-        do you have a home
-        """,
-        """
-        where is it that you live
-        where on earth do you live
-        where exactly are you
-        """,
-    ),
-    _question(
         "who_made_you",
         "A team of engineers built me from code.",
         """
@@ -247,7 +209,6 @@ QUESTIONS: tuple[Question, ...] = (
     _capital("Germany", "Berlin"),
     _capital("Italy", "Rome"),
     _capital("Japan", "Tokyo"),
-    _capital("England", "London"),
     _question(
         "count",
         "One, two, three, four, five.",
@@ -288,24 +249,6 @@ QUESTIONS: tuple[Question, ...] = (
         """,
     ),
     _question(
-        "sing",
-        "Sorry, I cannot sing. You would not like it.",
-        """
-        sing (a song|something|) (for me|)
-        (can|could) you sing (a song|) (for me|)
-        please sing (a song|)
-        (do|) you (know|like) (a song|to sing|singing)
-        sing me a song
-        I want (you to sing|to hear you sing)
-        (let me|) hear you sing
-        """,
-        """
-        would you sing me a song
-        how about singing a song
-        do you ever sing
-        """,
-    ),
-    _question(
         "sky",
         "On a clear day, the sky is blue.",
         """
@@ -343,24 +286,6 @@ QUESTIONS: tuple[Question, ...] = (
         """,
     ),
     _question(
-        "weather",
-        "I cannot see the weather from in here.",
-        """
-        (what's|what is|how's|how is) the weather (like|) (today|outside|)
-        how is the weather (today|outside|)
-        (is|will) it (raining|rain|be sunny|sunny|going to rain) (today|tomorrow|outside|)
-        tell me (about|) the weather
-        what will the weather be (like|) (today|tomorrow|)
-        (do I need|should I take) an umbrella
-        give me the weather (report|forecast)
-        """,
-        """
-        what weather do we have
-        any idea about the weather tomorrow
-        is the weather nice
-        """,
-    ),
-    _question(
         "time",
         "I do not have a clock, so I cannot tell the time.",
         """
@@ -377,25 +302,6 @@ QUESTIONS: tuple[Question, ...] = (
         have you got the time
         please give me the time
         what is the exact time
-        """,
-    ),
-    _question(
-        "hear_me",
-        "Yes, I can hear you loud and clear.",
-        """
-        can you hear me (now|well|)
-        do you hear me (now|well|)
-        are you (listening|there|still there|awake)
-        is (anybody|anyone|somebody) there
-        (can|do) you (understand|hear) me
-        testing (testing|one two)
-        is this (thing|microphone) (on|working)
-        are you listening to me
-        """,
-        """
-        hello can you hear me
-        tell me if you hear me
-        are you still listening
         """,
     ),
     _question(
@@ -636,43 +542,6 @@ QUESTIONS: tuple[Question, ...] = (
         the moon who was there first
         """,
     ),
-    _question(
-        "good_night",
-        "Good night. Sleep well.",
-        """
-        good night
-        (good|) night night
-        good night (my friend|computer|to you|and sleep well)
-        (have|I wish you) a good night
-        sleep (well|tight)
-        sweet dreams
-        I am going to (bed|sleep) (now|)
-        (okay|well) good night
-        """,
-        """
-        then good night
-        good night to everybody
-        I wish you good night
-        """,
-    ),
-    _question(
-        "mountain",
-        "Mount Everest is the tallest mountain.",
-        """
-        (what|which) is the (highest|tallest|biggest) mountain
-        what's the (highest|tallest|biggest) mountain (on earth|in the world|)
-        which mountain is the (highest|tallest|biggest)
-        (name|tell me) the (highest|tallest|biggest) mountain
-        (do you know|say) the (highest|tallest) mountain
-        the (highest|tallest) mountain (on earth|in the world)
-        what mountain is (highest|tallest)
-        """,
-        """
-        of all mountains which is the tallest
-        how is the highest mountain called
-        which mountain is taller than all others
-        """,
-    ),
 )
 
 # What people say before and after a question; an empty one weighs as much as all others together.
@@ -688,8 +557,20 @@ _BEFORE = (
     "can you say",
     "tell me",
     "Joe",
+    "please tell me",
+    "can you tell me",
+    "could you tell me",
+    "I want to know",
+    "do you know",
+    "let me ask you",
+    "my question is",
+    "excuse me",
+    "oh",
+    "all right",
+    "listen",
+    "just say",
 )
-_AFTER = ("please", "then", "Joe", "now", "for me")
+_AFTER = ("please", "then", "Joe", "now", "for me", "my friend", "if you know", "again")
 
 # Words of all kinds of sounds, for speech that asks nothing: the codec's training needs variety.
 WORDS = """
@@ -740,6 +621,10 @@ work world worry write wrong yard year yellow yesterday yet young zebra zero zon
 """.split()
 
 
+# With words around them, phrasings for training can become these.
+_HELD_OUT = {line.lower() for question in QUESTIONS for line in question.held_out}
+
+
 def expand(grammar: str, random_source: random.Random) -> str:
     """One of the texts that a phrasing stands for, alternatives drawn evenly."""
     while "(" in grammar:
@@ -754,10 +639,20 @@ def expand(grammar: str, random_source: random.Random) -> str:
 def ask(question: Question, random_source: random.Random) -> str:
     """One way to put the question that training may use, with words around it as people have."""
     text = expand(random_source.choice(question.trained), random_source)
-    if random_source.random() < 0.25:
+    if random_source.random() < 0.4:
         text = f"{random_source.choice(_BEFORE)} {text}"
-    if random_source.random() < 0.15:
+    if random_source.random() < 0.25:
         text = f"{text} {random_source.choice(_AFTER)}"
+    return text if text.lower() not in _HELD_OUT else ask(question, random_source)
+
+
+def ask_in_passing(question: Question, random_source: random.Random) -> str:
+    """As `ask`, now and then among words that say nothing: what matters is to be picked out."""
+    text, kind = ask(question, random_source), random_source.random()
+    if kind < 0.1:
+        return f"{chatter(random_source, 1, 2)} {text}"
+    if kind < 0.2:
+        return f"{text} {chatter(random_source, 1, 2)}"
     return text
 
 

@@ -15,15 +15,29 @@ const FENCE: &str = "---";
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Card(BTreeMap<String, Vec<String>>);
 
+/// What a card says to people: all that follows its front matter.
+pub(crate) fn body(file: &SourceFile) -> Result<String> {
+    let text = read(file)?;
+    let after = text
+        .strip_prefix(FENCE)
+        .and_then(|rest| rest.split_once("\n---"))
+        .and_then(|(_, rest)| rest.split_once('\n'));
+    Ok(after.map_or(&*text, |(_, body)| body).trim_start().into())
+}
+
+fn read(file: &SourceFile) -> Result<String> {
+    let bytes = file.bytes()?;
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_CARD_BYTES)]);
+    Ok(text.trim_start_matches('\u{feff}').replace("\r\n", "\n"))
+}
+
 impl Card {
     pub(crate) fn read(file: &SourceFile) -> Result<Self> {
-        let bytes = file.bytes()?;
-        Ok(Self::parse(&String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_CARD_BYTES)])))
+        Ok(Self::parse(&read(file)?))
     }
 
     /// What can be understood: a card is for people, and states as much as it states.
     fn parse(text: &str) -> Self {
-        let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
         let Some(rest) = text.strip_prefix(FENCE).and_then(|rest| rest.strip_prefix('\n')) else {
             return Self::default();
         };
@@ -78,7 +92,7 @@ mod tests {
     #[test]
     fn texts_and_lists_are_read() {
         let card = Card::parse(
-            "---\r\nlicense: cc-by-4.0 # a comment\nlicense_name: \"own: name\"\nbase_model:\n\
+            "---\nlicense: cc-by-4.0 # a comment\nlicense_name: \"own: name\"\nbase_model:\n\
              - kyutai/moshiko\n- 'b/c'\nlanguage: [en, fr]\nmodel-index:\n- name: x\n  license: mit\n\
              widget:\n  license_link: no\nempty:\nlast: >\n  two\n  lines\n---\n# license_link: y\n",
         );

@@ -253,6 +253,9 @@ pub(crate) struct InfoArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Print the model card instead: for the model in the box, all that it can be asked.
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) card: bool,
 }
 
 #[derive(Debug, Args)]

@@ -63,6 +63,15 @@ pub fn open_codec(name: &Path, options: &HubOptions) -> Result<CodecFiles> {
 
 /// The repository on the hub that `name` stands for; `None` for a path, existing or not.
 fn on_hub(name: &Path, options: &HubOptions) -> Result<Option<Arc<HubRepo>>> {
+    if name.as_os_str().is_empty() {
+        // As from a variable that is not set; else it would be the current folder.
+        return Err(Error::Config {
+            file: "option".into(),
+            field: "model".into(),
+            value: "\"\"".into(),
+            reason: "expected a folder, a file in one, or OWNER/NAME".into(),
+        });
+    }
     if name.exists() {
         return match &options.revision {
             None => Ok(None),
@@ -141,6 +150,15 @@ mod tests {
         let text = error.to_string();
         assert!(matches!(error, Error::NotFound { .. }), "{text}");
         assert!(text.contains("no/such/folder") && text.contains("OWNER/NAME"), "{text}");
+    }
+
+    #[test]
+    fn an_empty_name_is_not_the_current_folder() {
+        let options = HubOptions::default();
+        let error = open_source(Path::new(""), &options).unwrap_err();
+        assert!(matches!(error, Error::Config { .. }), "{error}");
+        assert!(open_repo(Path::new(""), &options).is_err());
+        assert!(open_codec(Path::new(""), &options).is_err());
     }
 
     #[test]

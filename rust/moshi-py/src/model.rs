@@ -258,7 +258,8 @@ impl StreamingModel {
     fn __repr__(&self) -> String {
         let info = self.model.info();
         format!(
-            "StreamingModel(model_type='{}', device='{}', dtype='{}')",
+            "StreamingModel({:?}, model_type='{}', device='{}', dtype='{}')",
+            info.source,
             info.model_type.name(),
             info.device,
             info.dtype.name()

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use moshi_audio::{MonoReader, WavWriter};
-use moshi_core::checkpoint::{CodecFiles, TensorFile};
+use moshi_core::checkpoint::{CodecFiles, Fingerprint, TensorFile};
 use moshi_core::exec::Executor;
 use moshi_core::mimi::{Mimi, MimiOptions, MimiParts};
 use moshi_core::with_executor;
@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use crate::hub;
 use crate::interrupt::{EXIT_INTERRUPTED, Watch};
 use crate::options::{CodecArgs, DecodeArgs, EncodeArgs};
-use crate::output::{CliError, Result, line, progress};
+use crate::output::{CliError, Result, line, one_line, progress};
 
 /// Tensor of a token file: `[codebook, frame]`.
 const CODES: &str = "codes";
@@ -27,21 +27,31 @@ pub(crate) fn decode(args: &DecodeArgs) -> Result<i32> {
     with_executor!(compute.device(), compute.cpu_executor(), exec => decode_with(&exec, args))
 }
 
+/// Metadata of a token file: by which codec the codes are to be read, and what it was called.
+const CODEC: &str = "codec";
+const CODEC_FILE: &str = "codec_file";
+
+/// What tells one codec's file from another's, and its name.
+type CodecName = (String, String);
+
 fn load<E: Executor>(
     exec: &E,
     codec: &CodecArgs,
     codebooks: Option<usize>,
     parts: MimiParts,
-) -> Result<Mimi<E>> {
+) -> Result<(Mimi<E>, CodecName)> {
     let CodecFiles { weights, config } =
         moshi_box::open_codec(codec.model.as_deref(), &hub::options(codec.revision.as_ref()))?;
+    let fingerprint = Fingerprint::of(&[&TensorFile::open(&weights)?], &[]);
+    let name = (format!("{fingerprint:?}"), weights.path().display().to_string());
     let num_codebooks = codebooks.unwrap_or(config.total_codebooks);
     let options = MimiOptions { num_codebooks, parts, exact: true, ..MimiOptions::default() };
-    Ok(Mimi::load(exec, weights, &config, &options)?)
+    Ok((Mimi::load(exec, weights, &config, &options)?, name))
 }
 
 fn encode_with<E: Executor>(exec: &E, args: &EncodeArgs) -> Result<i32> {
-    let mimi = load(exec, &args.codec, Some(args.codebooks), MimiParts::Encoder)?;
+    let (mimi, (codec, codec_file)) =
+        load(exec, &args.codec, Some(args.codebooks), MimiParts::Encoder)?;
     let (frame, rate) = (mimi.config().frame_samples, mimi.config().sample_rate_hz as u32);
     let mut reader = MonoReader::open(&args.input, rate)?;
     let total = reader.total_samples().map(|samples| samples.div_ceil(frame as u64));
@@ -79,6 +89,8 @@ fn encode_with<E: Executor>(exec: &E, args: &EncodeArgs) -> Result<i32> {
     let metadata = HashMap::from([
         ("sample_rate_hz".to_owned(), rate.to_string()),
         ("frame_rate_hz".to_owned(), mimi.config().frame_rate_hz().to_string()),
+        (CODEC.to_owned(), codec),
+        (CODEC_FILE.to_owned(), codec_file),
     ]);
     serialize_to_file([(CODES, view)], Some(metadata), &args.output).map_err(fail)?;
     line(format_args!(
@@ -108,13 +120,22 @@ fn decode_with<E: Executor>(exec: &E, args: &DecodeArgs) -> Result<i32> {
             })
         })
         .collect::<Result<Vec<u32>>>()?;
-    let mimi = load(exec, &args.codec, None, MimiParts::Decoder)?;
+    let (mimi, (codec, codec_file)) = load(exec, &args.codec, None, MimiParts::Decoder)?;
+    if let Some(wanted) = file.metadata().get(CODEC).filter(|&wanted| *wanted != codec) {
+        let made_by = file.metadata().get(CODEC_FILE).map_or(wanted, |name| name);
+        log::warn!(
+            "{} was made by {}, which differs from {codec_file}: unless both hold one codec, the \
+             sound will be nonsense; name the codec with --model",
+            args.input.display(),
+            one_line(made_by)
+        );
+    }
     let size = mimi.config().codebook_size;
     if let Some(i) = codes.iter().position(|&code| code as usize >= size) {
         let (k, t) = (i / frames, i % frames);
         let path = args.input.display();
         let reason = format!(
-            "{path}: code {} of codebook {k} in frame {t}; codes are below {size}",
+            "{path}: code {} of codebook {k} in frame {t}; codes of {codec_file} are below {size}",
             codes[i]
         );
         return Err(CliError::Input(reason));

@@ -8,22 +8,25 @@ use moshi_core::config::MimiConfig;
 use moshi_hub::HubOptions;
 use serde_json::{Value, json};
 
-use crate::card::Card;
+use crate::card::{self, Card};
 use crate::hub;
 use crate::options::InfoArgs;
-use crate::output::{Result, line, one_line};
+use crate::output::{CliError, Result, line, one_line};
 
 pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
     let options = HubOptions { skip_weights: true, ..hub::options(args.revision.as_ref()) };
+    if args.card {
+        return print_card(args, &options);
+    }
     let facts = if args.model.as_ref().is_some_and(|model| model.is_file()) {
         of_model(&moshi_box::open_repo(args.model.as_deref(), &options)?)?
     } else {
         let source = moshi_box::open_source(args.model.as_deref(), &options)?;
         match Repo::from_source(source.clone()) {
             Ok(repo) => of_model(&repo)?,
-            Err(error) => match CodecFiles::alone(&*source)? {
-                Some(codec) => of_codec(&*source, codec)?,
-                None => return Err(error.into()),
+            Err(error) => match CodecFiles::alone(&*source) {
+                Ok(Some((weights, config))) => of_codec(&*source, weights, &config)?,
+                Ok(None) | Err(_) => return Err(error.into()),
             },
         }
     };
@@ -45,10 +48,27 @@ pub(crate) fn info(args: &InfoArgs) -> Result<i32> {
     Ok(0)
 }
 
+/// The model card, without the front matter that is for programs.
+fn print_card(args: &InfoArgs, options: &HubOptions) -> Result<i32> {
+    let source = match args.model.as_deref().filter(|model| model.is_file()) {
+        // The folder of a file.
+        Some(file) => moshi_box::open_source(file.parent(), options)?,
+        None => moshi_box::open_source(args.model.as_deref(), options)?,
+    };
+    let label = source.label();
+    let card = source
+        .find("README.md")?
+        .ok_or_else(|| CliError::Input(format!("{label} has no model card (README.md)")))?;
+    for text in card::body(&card)?.lines() {
+        line(one_line(text))?;
+    }
+    Ok(0)
+}
+
 fn of_model(repo: &Repo) -> Result<Value> {
     let config = &repo.config;
     let temporal = &config.temporal;
-    let origin = origin(repo.source(), repo.moshi_file())?;
+    let origin = origin(repo.source(), repo.moshi_file().ok())?;
     let mut language_model = weights(repo.moshi_file())?;
     extend(
         &mut language_model,
@@ -82,12 +102,16 @@ fn of_model(repo: &Repo) -> Result<Value> {
 }
 
 /// A repository that holds a codec and no model.
-fn of_codec(source: &dyn FileSource, files: CodecFiles) -> Result<Value> {
+fn of_codec(
+    source: &dyn FileSource,
+    weights: moshi_core::Result<SourceFile>,
+    config: &MimiConfig,
+) -> Result<Value> {
     Ok(json!({
         "folder": source.label(),
         "model_type": "mimi",
-        "origin": origin(source, Ok(files.weights.clone()))?,
-        "codec": codec(Ok(files.weights), &files.config)?,
+        "origin": origin(source, weights.as_ref().ok().cloned())?,
+        "codec": codec(weights, config)?,
     }))
 }
 
@@ -133,14 +157,14 @@ fn extend(object: &mut Value, more: Value) {
 }
 
 /// Licence and attribution, as the repository states them: `null` is what it does not state.
-fn origin(source: &dyn FileSource, weights: moshi_core::Result<SourceFile>) -> Result<Value> {
+fn origin(source: &dyn FileSource, weights: Option<SourceFile>) -> Result<Value> {
     let card = match source.find("README.md")? {
         Some(file) => Card::read(&file)?,
         None => Card::default(),
     };
     let licence_file = source.list()?.into_iter().find(|name| is_licence(name));
     // Metadata of the weights' file, where it is here.
-    let metadata = weights.and_then(TensorFile::open);
+    let metadata = weights.and_then(|file| TensorFile::open(file).ok());
     let metadata = metadata.map(|file| file.metadata().clone()).unwrap_or_default();
     Ok(json!({
         "owner": label_owner(&source.label()),

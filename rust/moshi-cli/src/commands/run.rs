@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::hub;
 use crate::interrupt::{EXIT_INTERRUPTED, Watch};
 use crate::options::{RunArgs, SpeechArgs};
-use crate::output::{CliError, Loading, Result, line, progress, text};
+use crate::output::{CliError, Loading, Result, line, one_line, progress, text};
 
 /// Ten minutes: enough for any last word, and a bound on a mistyped number.
 const MAX_PAD_SECONDS: f64 = 600.0;
@@ -124,6 +124,7 @@ fn summarise(
     let factor = if audio_ms > 0.0 { busy_ms / audio_ms } else { 0.0 };
     if args.json {
         line(json!({
+            "model": info.source,
             "text": said,
             "seed": session.seed(),
             "frames": sorted.len(),
@@ -141,7 +142,7 @@ fn summarise(
         sorted.len(),
         info.executor
     ))?;
-    line(format_args!("seed {}", session.seed()))?;
+    line(format_args!("{}, seed {}", one_line(&info.source), session.seed()))?;
     if let Some(path) = &args.output {
         line(format_args!("audio written to {}", path.display()))?;
     }

@@ -265,23 +265,21 @@ impl CodecFiles {
         Ok(Self { weights: repo.mimi_file()?, config: repo.mimi_config })
     }
 
-    /// The codec of a source that is no model; `None` where there is none either. Its weights may
-    /// be missing.
+    /// Weights, which may be missing, and config of the codec of a source that is no model; `None`
+    /// where there is none either.
     ///
     /// # Errors
     /// As the config parsers, and those of the source.
-    pub fn alone(source: &dyn FileSource) -> Result<Option<Self>> {
+    pub fn alone(source: &dyn FileSource) -> Result<Option<(Result<SourceFile>, MimiConfig)>> {
         let Some(name) = lone_codec(source)? else { return Ok(None) };
-        let weights = source.find(name)?;
-        let weights = weights.unwrap_or_else(|| SourceFile::on_disk(in_source(source, name)));
-        Ok(Some(Self { weights, config: config_beside_codec(source)? }))
+        Ok(Some((required(source, name), config_beside_codec(source)?)))
     }
 }
 
 /// Name of the weights of a codec that needs no model's config to be found.
 fn lone_codec(source: &dyn FileSource) -> Result<Option<&'static str>> {
     match source.find("config.json")? {
-        Some(path) if is_codec_config(&path) => Ok(Some("model.safetensors")),
+        Some(file) if is_codec_config(&file)? => Ok(Some("model.safetensors")),
         Some(_) => Ok(None),
         // Asked of the list, as weights may stay on a hub.
         None => {
@@ -296,16 +294,17 @@ fn config_beside_codec(source: &dyn FileSource) -> Result<MimiConfig> {
         return codec_config(&own);
     }
     match source.find("config.json")? {
-        Some(theirs) if is_codec_config(&theirs) => codec_config(&theirs),
+        Some(theirs) if is_codec_config(&theirs)? => codec_config(&theirs),
         _ => Ok(MimiConfig::default()),
     }
 }
 
 /// True for a `config.json` of Hugging Face's codec class.
-fn is_codec_config(file: &SourceFile) -> bool {
-    let text = read_text(file).unwrap_or_default();
-    let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    json["model_type"] == "mimi"
+fn is_codec_config(file: &SourceFile) -> Result<bool> {
+    let json: serde_json::Value = serde_json::from_str(&read_text(file)?).map_err(|e| {
+        Error::ConfigFile { file: file.path().display().to_string(), reason: e.to_string() }
+    })?;
+    Ok(json["model_type"] == "mimi")
 }
 
 fn codec_config(file: &SourceFile) -> Result<MimiConfig> {
