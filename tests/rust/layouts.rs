@@ -152,7 +152,7 @@ fn a_broken_config_beside_a_codec_is_named() {
     for (contents, expected) in [(&b"{\"model_type\": "[..], "EOF"), (&[0xff; 9], "UTF-8")] {
         std::fs::write(folder.path().join("config.json"), contents).unwrap();
         for path in [&weights, folder.path()] {
-            let error = CodecFiles::open(path).err().expect("a broken config");
+            let Err(error) = CodecFiles::open(path) else { panic!("a broken config") };
             let text = error.to_string();
             assert!(matches!(error, moshi_core::Error::ConfigFile { .. }), "{text}");
             assert!(text.contains("config.json") && text.contains(expected), "{text}");
