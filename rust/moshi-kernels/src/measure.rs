@@ -4,6 +4,10 @@
 //! ratios of numbers of the same minute mean something.
 
 #![allow(unsafe_code, reason = "intrinsics of a detected instruction set")]
+#![allow(
+    clippy::inline_always,
+    reason = "compiled for the instruction set of the caller only where it is inlined"
+)]
 
 use std::hint::black_box;
 use std::io;
@@ -127,7 +131,7 @@ fn multiply_add(rounds: u32) -> f32 {
             return unsafe { x86::multiply_add_avx2(rounds) };
         }
     }
-    let mut chains = [[1.0f32; WIDTH]; CHAINS];
+    let mut chains = [[black_box(1.0f32); WIDTH]; CHAINS];
     for _ in 0..rounds {
         for chain in &mut chains {
             for lane in chain {
@@ -145,6 +149,8 @@ mod x86 {
         _mm512_set1_ps,
     };
 
+    use std::hint::black_box;
+
     use super::{CHAINS, sum_words};
 
     #[target_feature(enable = "avx512f")]
@@ -159,8 +165,8 @@ mod x86 {
 
     #[target_feature(enable = "avx512f")]
     pub(super) fn multiply_add_avx512(rounds: u32) -> f32 {
-        let mut chains = [_mm512_set1_ps(1.0); CHAINS];
-        let (factor, term) = (_mm512_set1_ps(0.999), _mm512_set1_ps(0.001));
+        let mut chains = [_mm512_set1_ps(black_box(1.0)); CHAINS];
+        let (factor, term) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(0.001)));
         for _ in 0..rounds {
             for chain in &mut chains {
                 *chain = _mm512_fmadd_ps(*chain, factor, term);
@@ -171,11 +177,11 @@ mod x86 {
 
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn multiply_add_avx2(rounds: u32) -> f32 {
-        let (factor, term) = (_mm256_set1_ps(0.999), _mm256_set1_ps(0.001));
+        let (factor, term) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(0.001)));
         let mut sum = 0.0;
         // Sixteen registers hold half of the chains at a time.
         for _ in 0..2 {
-            let mut chains = [_mm256_set1_ps(1.0); CHAINS];
+            let mut chains = [_mm256_set1_ps(black_box(1.0)); CHAINS];
             for _ in 0..rounds {
                 for chain in &mut chains {
                     *chain = _mm256_fmadd_ps(*chain, factor, term);

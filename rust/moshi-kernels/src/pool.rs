@@ -85,6 +85,7 @@ impl Pool {
             return;
         }
         let shared = &*self.shared;
+        #[allow(clippy::transmute_ptr_to_ptr, reason = "a cast cannot lengthen a lifetime")]
         // SAFETY: only the lifetime changes; this function does not return before every thread has
         // left the operation.
         let job =
@@ -100,9 +101,8 @@ impl Pool {
         let closing = Closing(shared);
         shared.take_parts(work, parts);
         drop(closing);
-        if shared.failed.swap(false, Ordering::Relaxed) {
-            panic!("a thread of the pool panicked");
-        }
+        let failed = shared.failed.swap(false, Ordering::Relaxed);
+        assert!(!failed, "a thread of the pool panicked");
     }
 }
 

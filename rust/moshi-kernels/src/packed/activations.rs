@@ -1,4 +1,8 @@
 //! Activations in blocks of 8 bits, made once for all matrices that multiply them.
+#![allow(
+    clippy::inline_always,
+    reason = "compiled for the instruction set of the caller only where it is inlined"
+)]
 
 use super::products::BLOCK;
 

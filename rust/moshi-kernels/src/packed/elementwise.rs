@@ -2,6 +2,10 @@
 //!
 //! Exponentials are polynomials: within 3e-7 of the true value, relative, which is a few units in
 //! the last place; the error function is within 2e-7, absolute (Abramowitz and Stegun, 7.1.26).
+#![allow(
+    clippy::inline_always,
+    reason = "compiled for the instruction set of the caller only where it is inlined"
+)]
 
 use super::Kernels;
 use crate::isa::Isa;
@@ -64,8 +68,8 @@ fn sum(count: usize, term: impl Fn(usize) -> f32) -> f32 {
         }
         i += LANES;
     }
-    for lane in 0..count - whole {
-        lanes[lane] += term(whole + lane);
+    for (lane, total) in lanes.iter_mut().enumerate().take(count - whole) {
+        *total += term(whole + lane);
     }
     let mut width = LANES / 2;
     while width > 0 {

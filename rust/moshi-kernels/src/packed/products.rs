@@ -2,6 +2,10 @@
 //!
 //! An output is one chain of sums in the order of its inputs, whatever the number of rows and
 //! panels that are computed beside it.
+#![allow(
+    clippy::inline_always,
+    reason = "compiled for the instruction set of the caller only where it is inlined"
+)]
 
 use super::activations::{Block, Quantised};
 use super::lanes;

@@ -200,7 +200,9 @@ impl PackedRing {
         let mut total = 0.0;
         for run in runs {
             let scores = &mut scores[run.clone()];
-            scores.iter_mut().for_each(|score| *score = (*score - max) * scale);
+            for score in scores.iter_mut() {
+                *score = (*score - max) * scale;
+            }
             total += kernels.exp_minus(scores, 0.0);
         }
         let lanes_per_slot = width.div_ceil(PANEL);
