@@ -1,7 +1,7 @@
 //! The test suite of moshi-rs: one binary, so that it links once.
 //!
-//! Every test of a model runs under both executors: bit for bit under the scalar one, equal
-//! tokens and close floats under Candle's.
+//! Every test of a model runs under all executors: bit for bit under the scalar one, equal
+//! tokens and close floats under the others.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 #[macro_use]
