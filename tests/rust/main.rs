@@ -8,6 +8,7 @@
 mod support;
 
 mod batching;
+mod bench;
 mod cli;
 mod devices;
 mod few_bits;
