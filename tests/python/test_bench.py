@@ -54,7 +54,7 @@ def test_the_doctor_knows_the_machine_and_the_models() -> None:
     assert facts["instructions"][0] == "scalar"
     assert facts["instructions_used"] in facts["instructions"]
     assert facts["flops_per_second"] > 0
-    assert [rate["threads"] for rate in facts["read"]][0] == 1
+    assert facts["read"][0]["threads"] == 1
     models = {(model["model"], model["dtype"]): model for model in facts["models"]}
     for name in ("moshi-7b", "stt-1b", "tts-1.6b"):
         sizes = [models[name, dtype]["bytes"] for dtype in ("bf16", "q8", "q4")]
