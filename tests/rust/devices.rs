@@ -9,6 +9,7 @@ fn open(device: Device) -> Result<String, (String, String)> {
     match device.open(CpuExecutor::Scalar) {
         Ok(AnyExecutor::Scalar(exec)) => Ok(exec.name()),
         Ok(AnyExecutor::Candle(exec)) => Ok(exec.name()),
+        Ok(AnyExecutor::Cpu(exec)) => Ok(exec.name()),
         Err(Error::Device { device, reason }) => Err((device, reason)),
         Err(other) => panic!("{other}"),
     }
@@ -29,6 +30,8 @@ fn the_processor_always_opens() {
     assert!(open(Device::Cpu).unwrap().starts_with("scalar"));
     let candle = Device::Cpu.open(CpuExecutor::Candle).unwrap();
     assert!(matches!(candle, AnyExecutor::Candle(exec) if exec.device() == "cpu"));
+    let packed = Device::Cpu.open(CpuExecutor::Cpu { threads: Some(1) }).unwrap();
+    assert!(matches!(packed, AnyExecutor::Cpu(exec) if exec.threads() == 1));
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! The test suite of moshi-rs: one binary, so that it links once.
 //!
-//! Every test of a model runs under both executors: bit for bit under the scalar one, equal
-//! tokens and close floats under Candle's.
+//! Every test of a model runs under all executors: bit for bit under the scalar one, equal
+//! tokens and close floats under the others.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 #[macro_use]
 mod support;
 
 mod batching;
+mod bench;
 mod cli;
 mod devices;
 mod few_bits;

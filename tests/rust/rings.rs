@@ -1,7 +1,7 @@
 //! Rings of the attention window against everything ever seen: in single attention calls, and in
 //! whole models against a second implementation in f64.
 
-use moshi_core::exec::{AttentionPlan, Executor, Heads, Rotary, RotaryStyle};
+use moshi_core::exec::{AttentionPlan, Executor, Heads, KeyStorage, Rotary, RotaryStyle};
 use moshi_core::lm::{LmOutput, LmStreamOptions, Sampling};
 use safetensors::Dtype;
 
@@ -55,8 +55,8 @@ fn ring_of_the_window_equals_a_ring_of_everything<E: Executor>(exec: &E) {
         let rotary = Rotary::new(style, HEADS.width, PERIOD);
         let rounds = 3 * CONTEXT;
         let past = || Past::<E> {
-            window: exec.ring(HEADS, CONTEXT + time - 1).unwrap(),
-            everything: exec.ring(HEADS, rounds * time).unwrap(),
+            window: exec.ring(HEADS, CONTEXT + time - 1, KeyStorage::F32).unwrap(),
+            everything: exec.ring(HEADS, rounds * time, KeyStorage::F32).unwrap(),
             keys: Vec::new(),
             values: Vec::new(),
         };

@@ -44,6 +44,10 @@ pub(crate) enum Command {
     Info(InfoArgs),
     /// Recompute reference cases and compare.
     Verify(VerifyArgs),
+    /// Measure how long steps take, stage by stage, against what memory allows.
+    Bench(BenchArgs),
+    /// Measure this machine and predict which models run on it in real time.
+    Doctor(DoctorArgs),
 }
 
 /// Where and how to compute.
@@ -78,6 +82,8 @@ pub(crate) enum ExecutorArg {
     Scalar,
     /// Candle tensors.
     Candle,
+    /// Packed weights, the processor's widest instructions, several threads: the fastest.
+    Cpu,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -94,6 +100,19 @@ pub(crate) enum DtypeArg {
     Q4,
 }
 
+impl DtypeArg {
+    /// `None` follows the checkpoint.
+    pub(crate) fn weight_type(self) -> Option<WeightType> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(WeightType::F32),
+            Self::Bf16 => Some(WeightType::Bf16),
+            Self::Q8 => Some(WeightType::Q8),
+            Self::Q4 => Some(WeightType::Q4),
+        }
+    }
+}
+
 impl ComputeArgs {
     pub(crate) fn device(&self) -> Device {
         match self.device {
@@ -108,6 +127,7 @@ impl ComputeArgs {
         match self.executor {
             ExecutorArg::Scalar => CpuExecutor::Scalar,
             ExecutorArg::Candle => CpuExecutor::Candle,
+            ExecutorArg::Cpu => CpuExecutor::Cpu { threads: self.threads.map(usize::from) },
         }
     }
 }
@@ -172,13 +192,7 @@ impl SpeechArgs {
         LoadOptions {
             device: self.compute.device(),
             cpu_executor: self.compute.cpu_executor(),
-            dtype: match self.dtype {
-                DtypeArg::Auto => None,
-                DtypeArg::F32 => Some(WeightType::F32),
-                DtypeArg::Bf16 => Some(WeightType::Bf16),
-                DtypeArg::Q8 => Some(WeightType::Q8),
-                DtypeArg::Q4 => Some(WeightType::Q4),
-            },
+            dtype: self.dtype.weight_type(),
             lora: self.lora.clone(),
         }
     }
@@ -265,4 +279,56 @@ pub(crate) struct VerifyArgs {
     pub(crate) cases: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Model: a shape, measured with random weights (moshi-7b, hibiki-zero-3b, hibiki-2b,
+    /// hibiki-1b, stt-2.6b, stt-1b, tts-1.6b, tts-0.75b), or a folder, a file in one, or OWNER/NAME
+    /// of a repository on the hub. Without it, the model in the box.
+    #[arg(short, long)]
+    pub(crate) model: Option<PathBuf>,
+    /// Branch, tag or commit of a model on the hub.
+    #[arg(long)]
+    pub(crate) revision: Option<String>,
+    /// Type of the language model's weights in memory.
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
+    pub(crate) dtype: DtypeArg,
+    /// Sessions stepped as one batch.
+    #[arg(long, default_value_t = 1, value_parser = sessions)]
+    pub(crate) sessions: usize,
+    /// Steps to measure, after ten that warm up: 750 are a minute.
+    #[arg(long, default_value_t = 750, value_parser = frames)]
+    pub(crate) frames: usize,
+    /// Take a step every 80 ms, as a conversation does, not one after the other.
+    #[arg(long)]
+    pub(crate) paced: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn sessions(text: &str) -> Result<usize, String> {
+    count(text, 256)
+}
+
+fn frames(text: &str) -> Result<usize, String> {
+    count(text, 1_000_000)
+}
+
+/// A number from 1 to `most`.
+fn count(text: &str, most: usize) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if (1..=most).contains(&count) => Ok(count),
+        _ => Err(format!("must be a whole number from 1 to {most}")),
+    }
 }

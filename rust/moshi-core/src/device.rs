@@ -1,7 +1,7 @@
 //! Devices: what a name stands for in this build and on this machine, and the executor for it.
 
 use crate::error::Result;
-use crate::exec::{Candle, Scalar};
+use crate::exec::{Candle, Cpu, Scalar};
 
 /// Where computation runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +25,11 @@ pub enum CpuExecutor {
     Scalar,
     /// Candle tensors.
     Candle,
+    /// Packed weights, the processor's widest instructions, several threads.
+    Cpu {
+        /// Upper bound of threads; `None` is as many as the process may use.
+        threads: Option<usize>,
+    },
 }
 
 /// An executor of either kind; [`with_executor!`](crate::with_executor) takes it apart.
@@ -33,6 +38,8 @@ pub enum AnyExecutor {
     Scalar(Scalar),
     /// Candle tensors.
     Candle(Candle),
+    /// Packed weights.
+    Cpu(Cpu),
 }
 
 impl Device {
@@ -63,6 +70,7 @@ impl Device {
             (Some(candle), _) => AnyExecutor::Candle(candle),
             (None, CpuExecutor::Candle) => AnyExecutor::Candle(Candle::cpu()),
             (None, CpuExecutor::Scalar) => AnyExecutor::Scalar(Scalar),
+            (None, CpuExecutor::Cpu { threads }) => AnyExecutor::Cpu(Cpu::new(threads)?),
         })
     }
 
@@ -86,6 +94,7 @@ macro_rules! with_executor {
         match $device.open($cpu)? {
             $crate::device::AnyExecutor::Scalar($exec) => $body,
             $crate::device::AnyExecutor::Candle($exec) => $body,
+            $crate::device::AnyExecutor::Cpu($exec) => $body,
         }
     };
 }

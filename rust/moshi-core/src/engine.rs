@@ -15,6 +15,7 @@ use crate::lm::{
 };
 use crate::mimi::{DecoderState, EncoderState, Mimi};
 use crate::snapshot::{Reader, Writer};
+use crate::stages::{Noise, Stage, StageListener};
 
 /// State of one stream of an [`Engine`].
 pub struct StreamState(Box<dyn Any + Send>);
@@ -57,8 +58,18 @@ pub trait Engine: Send + Sync {
     /// Runs the language model's first step, which ignores the user's tokens, so that the first
     /// real frame is heard and answered without a frame of delay.
     fn prime(&self, state: &mut StreamState, sampling: &Sampling, seed: u64) -> Result<()>;
+    /// Gives a stream a past as long as its windows, made of noise: what a measurement starts from.
+    fn fill(&self, state: &mut StreamState, noise: &mut Noise) -> Result<()>;
     /// Steps every slot as one batch. All inputs are checked before anything changes.
-    fn step(&self, slots: &mut [Slot<'_>]) -> Result<Vec<Frame>>;
+    fn step(&self, slots: &mut [Slot<'_>]) -> Result<Vec<Frame>> {
+        self.step_observed(slots, &mut ())
+    }
+    /// As [`Engine::step`], telling `listener` when a stage ends.
+    fn step_observed(
+        &self,
+        slots: &mut [Slot<'_>],
+        listener: &mut dyn StageListener,
+    ) -> Result<Vec<Frame>>;
     /// Appends a stream to a snapshot.
     fn write_state(&self, state: &StreamState, writer: &mut Writer) -> Result<()>;
     /// Takes a stream from a snapshot.
@@ -196,7 +207,20 @@ impl<E: Executor> Engine for SpeechEngine<E> {
         Ok(())
     }
 
-    fn step(&self, slots: &mut [Slot<'_>]) -> Result<Vec<Frame>> {
+    fn fill(&self, state: &mut StreamState, noise: &mut Noise) -> Result<()> {
+        let SpeechState { encoder, decoder, lm } = Self::state_mut(state)?;
+        encoder.fill(noise)?;
+        if let Some(decoder) = decoder {
+            decoder.fill(noise)?;
+        }
+        self.lm.fill(lm, noise)
+    }
+
+    fn step_observed(
+        &self,
+        slots: &mut [Slot<'_>],
+        listener: &mut dyn StageListener,
+    ) -> Result<Vec<Frame>> {
         let pcm: Vec<&[f32]> = slots.iter().map(|slot| slot.pcm).collect();
         let settings: Vec<(&Sampling, u64)> = slots.iter().map(|s| (s.sampling, s.seed)).collect();
         let mut states =
@@ -205,6 +229,7 @@ impl<E: Executor> Engine for SpeechEngine<E> {
             return Ok(Vec::new());
         }
         let codes = self.listen(&mut states, &pcm)?;
+        listener.ended(Stage::Encode);
         let codebooks = self.mimi.num_codebooks();
         let tokens: Vec<i64> = codes.iter().map(|&code| code.into()).collect();
 
@@ -223,7 +248,7 @@ impl<E: Executor> Engine for SpeechEngine<E> {
                 trace: false,
             })
             .collect();
-        let outputs = self.lm.step(&mut lm_slots)?;
+        let outputs = self.lm.step_observed(&mut lm_slots, listener)?;
         let mut frames: Vec<Frame> = outputs
             .into_iter()
             .zip(codes.chunks_exact(codebooks))
@@ -234,6 +259,7 @@ impl<E: Executor> Engine for SpeechEngine<E> {
             })
             .collect();
         self.speak(&mut states, &mut frames)?;
+        listener.ended(Stage::Decode);
         Ok(frames)
     }
 

@@ -21,6 +21,7 @@ pub mod model;
 pub mod nn;
 pub mod session;
 pub mod snapshot;
+pub mod stages;
 pub mod text;
 
 pub use device::{CpuExecutor, Device};

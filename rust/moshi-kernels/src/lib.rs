@@ -4,16 +4,30 @@
 //! workspace in which `unsafe` is allowed; every block carries a `SAFETY` note.
 //!
 //! - [`scalar`]: the reference kernels, single-threaded and bit-reproducible.
+//! - [`packed`]: the fast products, over panels of weights, on any of those instruction sets.
+//! - [`pool`], [`arena`]: threads and memory for them.
+//! - [`isa`]: which instructions this processor has.
+//! - [`huge_memory`]: memory on large pages.
+//! - [`measure`], [`counting_allocator`]: what the machine can do, and what a step allocates.
 //! - [`mapped_file`]: read-only memory maps.
 //! - `cuda_driver`, with the feature `cuda`: NVIDIA's driver, found at run time.
 
+pub mod arena;
+pub mod counting_allocator;
 #[cfg(all(
     feature = "cuda",
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64")
 ))]
 pub mod cuda_driver;
+pub mod huge_memory;
+pub mod isa;
 pub mod mapped_file;
+pub mod measure;
+pub mod packed;
+pub mod pool;
 pub mod scalar;
 
+pub use huge_memory::HugeMemory;
+pub use isa::Isa;
 pub use mapped_file::MappedFile;

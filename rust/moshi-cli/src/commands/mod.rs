@@ -1,7 +1,9 @@
 //! One module per command.
 
+mod bench;
 pub(crate) mod chat;
 mod codec;
+mod doctor;
 mod info;
 mod run;
 mod verify;
@@ -20,5 +22,7 @@ pub(crate) fn run(command: Command, chat: Option<Chat<'_>>) -> Result<i32> {
         Command::Decode(args) => codec::decode(&args),
         Command::Info(args) => info::info(&args),
         Command::Verify(args) => verify::verify(&args),
+        Command::Bench(args) => bench::bench(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
     }
 }

@@ -61,6 +61,16 @@ pub struct GatedWidths {
     pub depth: usize,
 }
 
+/// The feed-forward widths that PyTorch's files have.
+pub fn first_gated_widths(config: &LmConfig) -> GatedWidths {
+    let first = |shape: &TransformerShape| shape.gated_widths()[0];
+    let depth = config.depth.as_ref();
+    GatedWidths {
+        temporal: first(&config.temporal.shape),
+        depth: depth.map_or(0, |depth| first(&depth.shape)),
+    }
+}
+
 /// Takes the feed-forward widths from a file where it has an accepted one, else from the config.
 pub fn gated_widths_of(catalog: &Catalog<'_>, config: &LmConfig) -> GatedWidths {
     let choose = |shape: &TransformerShape, name: &str| {

@@ -74,9 +74,16 @@ impl From<&Self> for SourceFile {
 /// The contents of a [`SourceFile`]: a memory map, or memory of the program. Dereferences to them.
 pub struct FileBytes(Bytes);
 
+impl From<Vec<u8>> for FileBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Bytes::Made(bytes))
+    }
+}
+
 enum Bytes {
     Mapped(MappedFile),
     InMemory(&'static [u8]),
+    Made(Vec<u8>),
 }
 
 impl Deref for FileBytes {
@@ -86,6 +93,7 @@ impl Deref for FileBytes {
         match &self.0 {
             Bytes::Mapped(map) => map,
             Bytes::InMemory(bytes) => bytes,
+            Bytes::Made(bytes) => bytes,
         }
     }
 }

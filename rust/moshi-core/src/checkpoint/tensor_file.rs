@@ -90,6 +90,17 @@ impl TensorFile {
         Ok(Self { file, bytes, container, header, tensors, metadata })
     }
 
+    /// A file that was never written.
+    pub(super) fn made(
+        file: SourceFile,
+        bytes: Vec<u8>,
+        container: Container,
+        tensors: BTreeMap<String, TensorInfo>,
+    ) -> Self {
+        let (bytes, metadata) = (FileBytes::from(bytes), BTreeMap::new());
+        Self { file, bytes, container, header: 0..0, tensors, metadata }
+    }
+
     /// The container.
     pub fn container(&self) -> Container {
         self.container

@@ -6,6 +6,7 @@
 
 mod conditioning;
 mod fields;
+mod known;
 mod lm;
 mod mimi;
 mod rust_toml;

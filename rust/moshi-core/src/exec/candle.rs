@@ -14,8 +14,8 @@ use candle_nn::{ops, rotary_emb};
 use moshi_kernels::scalar::{BlockFormat, Heads};
 
 use super::{
-    Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, HostValues, Norm,
-    RotaryStyle, Storage,
+    Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, HostValues, KeyStorage,
+    Norm, RotaryStyle, Storage,
 };
 use crate::error::{Error, Result, candle_reason};
 
@@ -281,7 +281,7 @@ impl Executor for Candle {
         Ok(Conv { inputs, outputs, stride, weight, bias })
     }
 
-    fn ring(&self, heads: Heads, capacity: usize) -> Result<Ring> {
+    fn ring(&self, heads: Heads, capacity: usize, _storage: KeyStorage) -> Result<Ring> {
         let zeros = || Tensor::zeros((heads.key, capacity, heads.width), DType::F32, &self.device);
         Ok(Ring { heads, capacity, keys: zeros()?, values: zeros()? })
     }
@@ -462,7 +462,7 @@ impl Executor for Candle {
 
     fn memory(&self, kv: &Tensor, heads: Heads) -> Result<Ring> {
         let (rows, key_width) = (kv.dim(0)?, heads.key_width());
-        let ring = self.ring(heads, rows)?;
+        let ring = self.ring(heads, rows, KeyStorage::F32)?;
         let keys = split_heads(&kv.narrow(1, 0, key_width)?, heads.key, heads.width)?;
         let values = split_heads(&kv.narrow(1, key_width, key_width)?, heads.key, heads.width)?;
         write(&ring, 0, &keys, &values)?;

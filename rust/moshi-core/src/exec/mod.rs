@@ -12,11 +12,13 @@
 //! weights are read once for all streams while each keeps its own past.
 
 mod candle;
+mod cpu;
 mod host;
 mod plan;
 mod scalar;
 
 pub use self::candle::Candle;
+pub use self::cpu::Cpu;
 pub use self::host::{HostMatrix, HostValues, Storage};
 pub use self::plan::{AttentionPlan, Rotary, RotaryStyle};
 pub use self::scalar::Scalar;
@@ -48,6 +50,15 @@ impl HostConv {
     pub fn history(&self) -> usize {
         self.kernel - self.stride
     }
+}
+
+/// How executors that can choose store keys and values of past positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyStorage {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16, rounded when a position is written.
+    Bf16,
 }
 
 /// What a linear layer applies to its output.
@@ -123,6 +134,10 @@ pub trait Executor: Clone + Send + Sync + 'static {
     }
     /// Bytes that [`Executor::table`] takes for a matrix in a storage.
     fn table_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64;
+    /// Bytes that [`Executor::ring`] takes.
+    fn ring_bytes(&self, heads: Heads, capacity: usize, _storage: KeyStorage) -> u64 {
+        Storage::F32.bytes_of(capacity, 2 * heads.key_width())
+    }
 
     // Construction, at load time.
 
@@ -137,8 +152,8 @@ pub trait Executor: Clone + Send + Sync + 'static {
 
     // State of one stream.
 
-    /// An empty ring of `capacity` positions.
-    fn ring(&self, heads: Heads, capacity: usize) -> Result<Self::Ring>;
+    /// An empty ring of `capacity` positions. An executor may store more than is asked for.
+    fn ring(&self, heads: Heads, capacity: usize, storage: KeyStorage) -> Result<Self::Ring>;
     /// Keys and values of the absolute positions `span`: `[position, keys then values]`.
     fn export_ring(&self, ring: &Self::Ring, span: Range<u64>) -> Result<Vec<f32>>;
     /// Inverse of [`Executor::export_ring`] for positions from `start` on.

@@ -8,8 +8,8 @@ use std::ops::Range;
 use moshi_kernels::scalar::{self as kernels, Heads, MatrixRef};
 
 use super::{
-    Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, HostValues, Norm,
-    RotaryStyle, Storage,
+    Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, HostValues, KeyStorage,
+    Norm, RotaryStyle, Storage,
 };
 use crate::error::Result;
 
@@ -130,7 +130,7 @@ impl Executor for Scalar {
         Ok(Conv { inputs, outputs, kernel, stride, weight: by_tap, bias })
     }
 
-    fn ring(&self, heads: Heads, capacity: usize) -> Result<Ring> {
+    fn ring(&self, heads: Heads, capacity: usize, _storage: KeyStorage) -> Result<Ring> {
         let len = heads.key_width() * capacity;
         Ok(Ring { heads, capacity, keys: vec![0.0; len], values: vec![0.0; len] })
     }
@@ -306,7 +306,7 @@ impl Executor for Scalar {
     }
 
     fn memory(&self, kv: &Buffer, heads: Heads) -> Result<Ring> {
-        let mut ring = self.ring(heads, kv.rows())?;
+        let mut ring = self.ring(heads, kv.rows(), KeyStorage::F32)?;
         self.import_ring(&mut ring, 0, &kv.data)?;
         Ok(ring)
     }

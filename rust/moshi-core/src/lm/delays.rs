@@ -45,6 +45,12 @@ impl DelayCache {
         *offset = 0;
     }
 
+    /// Pretends that `offset` steps are done and that all their tokens were 0.
+    pub(super) fn fill(&mut self, offset: u64) {
+        self.tokens.fill(0);
+        self.offset = offset;
+    }
+
     /// Stores a token that the caller gives for the current frame of a stream.
     pub fn provide(&mut self, stream: usize, token: i64) {
         let at = self.slot(stream, self.offset + self.delays[stream] as u64);

@@ -4,7 +4,7 @@ use super::precision::{Footprint, WeightType};
 use crate::checkpoint::{Catalog, Lora, SourceFile, TensorFile, layout};
 use crate::config::{LmConfig, TransformerShape};
 use crate::error::Result;
-use crate::exec::Executor;
+use crate::exec::{Executor, KeyStorage};
 
 /// The files of a language model, opened.
 pub struct LmFiles {
@@ -70,12 +70,13 @@ impl LmMemory {
         let expected = layout::language_model(config, layout::gated_widths_of(catalog, config));
         catalog.check(&expected)?;
         let footprint = Footprint::new(exec, catalog, &expected, dtype);
-        let rings = |shape: &TransformerShape, positions: usize| {
-            let values = 2 * shape.num_layers as u64 * shape.heads.key_width() as u64;
-            values * positions as u64 * size_of::<f32>() as u64
+        let rings = |shape: &TransformerShape, positions: usize, storage: KeyStorage| {
+            shape.num_layers as u64 * exec.ring_bytes(shape.heads, positions, storage)
         };
-        let depth = config.depth.as_ref().map(|d| rings(&d.shape, config.num_generated));
-        let temporal = rings(&config.temporal.shape, config.temporal.context);
+        let depth = config.depth.as_ref();
+        let depth = depth.map(|d| rings(&d.shape, config.num_generated, KeyStorage::F32));
+        let keys = footprint.dtype.keys();
+        let temporal = rings(&config.temporal.shape, config.temporal.context, keys);
         Ok(Self {
             weight_bytes: footprint.bytes,
             stream_bytes: temporal + depth.unwrap_or(0),

@@ -16,6 +16,7 @@ mod model;
 mod precision;
 mod sampling;
 mod state;
+mod traffic;
 
 pub use conditioning::{Condition, Conditions};
 pub use delays::{UNGENERATED_TOKEN, ZERO_TOKEN};
@@ -24,3 +25,4 @@ pub use model::{LanguageModel, LmOptions, LmOutput, LmSlot, LmTrace, NoHooks, St
 pub use precision::WeightType;
 pub use sampling::{CounterRng, Sampling, sample};
 pub use state::{Guidance, LmState, LmStreamOptions};
+pub use traffic::LmTraffic;

@@ -16,6 +16,7 @@ use crate::config::{GenerationConfig, LmConfig, ModelFiles, TEXT_END_TOKEN};
 use crate::error::{Error, Result};
 use crate::exec::{Activation, AttentionPlan, Executor, Norm, Rotary};
 use crate::nn::{Transformer, rms_norm_f32};
+use crate::stages::{Stage, StageListener};
 
 /// How to load a language model.
 #[derive(Clone, Debug, Default)]
@@ -211,6 +212,18 @@ impl<E: Executor> LanguageModel<E> {
     /// checked before anything changes; after bad tokens from a hook the streams of this call
     /// must be reset.
     pub fn step(&self, slots: &mut [LmSlot<'_, E>]) -> Result<Vec<LmOutput>> {
+        self.step_observed(slots, &mut ())
+    }
+
+    /// As [`LanguageModel::step`], telling `listener` when a stage ends.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::step`].
+    pub fn step_observed(
+        &self,
+        slots: &mut [LmSlot<'_, E>],
+        listener: &mut dyn StageListener,
+    ) -> Result<Vec<LmOutput>> {
         if slots.is_empty() {
             return Ok(Vec::new());
         }
@@ -222,6 +235,7 @@ impl<E: Executor> LanguageModel<E> {
         for (slot, output) in slots.iter_mut().zip(&mut outputs) {
             output.text_token = self.draw_text(slot, &output.text_logits)?;
         }
+        listener.ended(Stage::Temporal);
         self.depth_step(slots, &hidden, &mut outputs)?;
         for (slot, output) in slots.iter_mut().zip(&mut outputs) {
             slot.hooks.audio_tokens(&mut output.audio_tokens);
@@ -232,6 +246,7 @@ impl<E: Executor> LanguageModel<E> {
             tokens.extend(&output.audio_tokens);
             output.row = slot.state.delays.finish(&tokens);
         }
+        listener.ended(Stage::Depth);
         Ok(outputs)
     }
 

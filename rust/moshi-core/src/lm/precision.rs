@@ -1,7 +1,7 @@
 //! How the weights of a language model are stored in memory.
 
 use crate::checkpoint::{Catalog, Expected};
-use crate::exec::{BlockFormat, Executor, Storage};
+use crate::exec::{BlockFormat, Executor, KeyStorage, Storage};
 
 /// Storage of a language model's weights, as callers choose it.
 ///
@@ -32,8 +32,16 @@ impl WeightType {
         }
     }
 
+    /// How keys and values are stored beside such weights.
+    pub(super) fn keys(self) -> KeyStorage {
+        match self {
+            Self::F32 => KeyStorage::F32,
+            Self::Bf16 | Self::Q8 | Self::Q4 => KeyStorage::Bf16,
+        }
+    }
+
     /// The type that a storage counts as.
-    fn of(storage: Storage) -> Self {
+    pub(super) fn of(storage: Storage) -> Self {
         match storage {
             Storage::F32 => Self::F32,
             Storage::Bf16 => Self::Bf16,
@@ -76,7 +84,7 @@ pub(super) fn storage_of(
 }
 
 /// True for matrices whose rows are looked up.
-fn is_table(name: &str) -> bool {
+pub(super) fn is_table(name: &str) -> bool {
     name.ends_with("emb.weight")
         || name.starts_with("emb.")
         || name.starts_with("depformer_emb.") && !name.ends_with(".low_rank.weight")

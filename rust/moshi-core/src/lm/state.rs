@@ -6,8 +6,9 @@ use super::conditioning::{Conditions, Fused, MAX_POSITIONS};
 use super::delays::DelayCache;
 use super::model::LanguageModel;
 use crate::error::{Error, Result};
-use crate::exec::{Activation, Executor};
+use crate::exec::{Activation, Executor, KeyStorage};
 use crate::snapshot::{Reader, Writer};
+use crate::stages::Noise;
 
 /// Classifier-free guidance (Ho and Salimans 2022): logits of a second, unconditioned branch are
 /// pushed away from: `null + (conditioned - null) * coefficient`.
@@ -136,6 +137,20 @@ impl<E: Executor> LanguageModel<E> {
         self.read_state(&mut Reader::new(&writer.into_bytes()))
     }
 
+    /// Gives a stream a past as long as the attention window, made of noise and of the token 0:
+    /// what a measurement starts from.
+    pub fn fill(&self, state: &mut LmState<E>, noise: &mut Noise) -> Result<()> {
+        state.delays.fill(self.config.temporal.context.max(self.config.max_delay() + 1) as u64);
+        let kept = state.kept();
+        let values = (kept.end - kept.start) as usize * state.ring_width;
+        for lane in &mut state.lanes {
+            for ring in &mut lane.rings {
+                self.exec.import_ring(ring, kept.start, &noise.take(values))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Appends a stream to a snapshot.
     pub fn write_state(&self, state: &LmState<E>, writer: &mut Writer) -> Result<()> {
         writer.flag(state.guidance.is_some());
@@ -196,7 +211,7 @@ impl<E: Executor> LanguageModel<E> {
                 for _ in 0..self.temporal.layers.len() {
                     let values = reader.floats(lane.memory_len * 2 * dim)?;
                     let heads = self.temporal.cross_heads();
-                    let mut ring = self.exec.ring(heads, lane.memory_len)?;
+                    let mut ring = self.exec.ring(heads, lane.memory_len, KeyStorage::F32)?;
                     self.exec.import_ring(&mut ring, 0, &values)?;
                     lane.memory.push(ring);
                 }
@@ -222,12 +237,15 @@ impl<E: Executor> LanguageModel<E> {
 
     fn empty_lane(&self) -> Result<Lane<E>> {
         let temporal = &self.config.temporal;
-        let ring = |_| self.exec.ring(temporal.shape.heads, temporal.context);
+        let keys = self.dtype().keys();
+        let ring = |_| self.exec.ring(temporal.shape.heads, temporal.context, keys);
         let rings = (0..temporal.shape.num_layers).map(ring).collect::<Result<_>>()?;
         let depth_rings = match &self.config.depth {
             None => Vec::new(),
             Some(depth) => (0..depth.shape.num_layers)
-                .map(|_| self.exec.ring(depth.shape.heads, self.config.num_generated))
+                .map(|_| {
+                    self.exec.ring(depth.shape.heads, self.config.num_generated, KeyStorage::F32)
+                })
                 .collect::<Result<_>>()?,
         };
         Ok(Lane { rings, depth_rings, memory: Vec::new(), memory_len: 0, sum: None })

@@ -11,6 +11,8 @@ mod load;
 mod model;
 mod quantizer;
 mod state;
+mod traffic;
 
 pub use model::{Mimi, MimiMemory, MimiOptions, MimiParts, Window};
 pub use state::{DecoderState, EncoderState};
+pub use traffic::MimiTraffic;

@@ -5,8 +5,9 @@ use std::ops::Range;
 use super::load::Conv;
 use crate::config::MimiConfig;
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Heads};
+use crate::exec::{Executor, Heads, KeyStorage};
 use crate::snapshot::{Reader, Writer};
+use crate::stages::Noise;
 
 /// Past of one direction of one stream.
 pub(super) struct Lane<E: Executor> {
@@ -56,7 +57,8 @@ impl<E: Executor> Lane<E> {
         let tails = shape.tails.iter().map(|&(rows, width)| exec.tail(rows, width));
         let tails = tails.collect::<Result<_>>()?;
         let capacity = shape.window + shape.chunk - 1;
-        let rings = (0..shape.num_layers).map(|_| exec.ring(shape.heads, capacity));
+        let rings =
+            (0..shape.num_layers).map(|_| exec.ring(shape.heads, capacity, KeyStorage::F32));
         let rings = rings.collect::<Result<_>>()?;
         Ok(Self { tails, rings, position: 0, shape })
     }
@@ -74,6 +76,20 @@ impl<E: Executor> Lane<E> {
     /// Positions whose keys later steps can see.
     fn kept(&self) -> Range<u64> {
         self.position.saturating_sub(self.shape.window as u64)..self.position
+    }
+
+    /// Gives the stream a past as long as its window: zeros in the convolutions, `noise` in
+    /// attention.
+    fn fill(&mut self, exec: &E, noise: &mut Noise) -> Result<()> {
+        self.reset(exec)?;
+        self.position = self.shape.window as u64;
+        self.position -= self.position % self.shape.chunk as u64;
+        let kept = self.kept();
+        let values = 2 * self.shape.heads.key_width() * (kept.end - kept.start) as usize;
+        for ring in &mut self.rings {
+            exec.import_ring(ring, kept.start, &noise.take(values))?;
+        }
+        Ok(())
     }
 
     fn write(&self, exec: &E, writer: &mut Writer) -> Result<()> {
@@ -118,6 +134,12 @@ macro_rules! direction {
             /// Forgets the past: the state equals a new one.
             pub fn reset(&mut self) -> Result<()> {
                 self.lane.reset(&self.exec)
+            }
+
+            /// Gives the stream a past as long as its attention window, made of noise: what a
+            /// measurement starts from.
+            pub fn fill(&mut self, noise: &mut Noise) -> Result<()> {
+                self.lane.fill(&self.exec, noise)
             }
 
             /// Transformer positions seen since the start or the last reset.

@@ -13,6 +13,7 @@ mod linear;
 
 pub use attention::{Heads, attend, rotate};
 pub use blocks::BlockFormat;
+pub(crate) use blocks::q4_k_group;
 pub use elementwise::{
     add, add_scaled, elu, gelu, layer_norm, nearest, rms_norm, silu_gate, softmax,
 };

@@ -1,0 +1,575 @@
+//! The fast executor of the processor: packed weights, its widest instructions, several threads.
+//!
+//! A row's result depends neither on other rows nor on the number of threads. Weights of few bits
+//! meet activations that are rounded to 8 bits in blocks of 32; bf16 and f32 weights meet f32
+//! activations. Memory of activations is used again from step to step.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use moshi_kernels::arena::Arena;
+use moshi_kernels::isa::Isa;
+use moshi_kernels::packed::{
+    FloatRows, Kernels, PackedMatrix, PackedRing, Packing, Quantised, RingFormat, Store,
+};
+use moshi_kernels::pool::{Pool, available_threads};
+use moshi_kernels::scalar::{self, BlockFormat, Heads};
+
+use super::{
+    Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, HostValues, KeyStorage,
+    Norm, RotaryStyle, Storage,
+};
+use crate::error::{Error, Result};
+
+/// Executor over packed weights.
+#[derive(Clone)]
+pub struct Cpu(Arc<Shared>);
+
+struct Shared {
+    kernels: Kernels,
+    pool: Pool,
+    arena: Arena,
+    /// Memory of buffers that are gone.
+    spare: Mutex<Vec<Vec<f32>>>,
+    spare_rounded: Mutex<Vec<Quantised>>,
+}
+
+/// Activations `[rows, width]`; the memory goes back to the executor.
+pub struct Buffer {
+    width: usize,
+    len: usize,
+    memory: Vec<f32>,
+    home: Arc<Shared>,
+}
+
+/// Rows to look up; packed for the search when it is first searched.
+pub struct Table {
+    matrix: HostMatrix,
+    search: OnceLock<(PackedMatrix, Vec<f32>)>,
+}
+
+/// A convolution: a product with windows of time-major rows.
+pub struct Conv {
+    inputs: usize,
+    outputs: usize,
+    stride: usize,
+    weight: PackedMatrix,
+    bias: Option<Vec<f32>>,
+}
+
+/// The last input rows of a convolution.
+pub struct Tail {
+    width: usize,
+    rows: Vec<f32>,
+}
+
+impl Cpu {
+    /// An executor of `threads` threads, as many as this process may use when `None`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when `MOSHI_RS_ISA` names what this processor does not have.
+    pub fn new(threads: Option<usize>) -> Result<Self> {
+        let isa = Isa::chosen().map_err(|reason| Error::Device { device: "cpu".into(), reason })?;
+        Ok(Self::with(isa, threads).unwrap_or_else(|| unreachable!("checked when it was chosen")))
+    }
+
+    /// As [`Cpu::new`] with a given instruction set; `None` when this processor lacks it.
+    pub fn with(isa: Isa, threads: Option<usize>) -> Option<Self> {
+        let available = available_threads();
+        Some(Self(Arc::new(Shared {
+            kernels: Kernels::new(isa)?,
+            pool: Pool::new(threads.map_or(available, |threads| threads.min(available))),
+            arena: Arena::default(),
+            spare: Mutex::default(),
+            spare_rounded: Mutex::default(),
+        })))
+    }
+
+    /// Instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.0.kernels.isa()
+    }
+
+    /// Threads of a step.
+    pub fn threads(&self) -> usize {
+        self.0.pool.threads()
+    }
+
+    fn on(&self) -> (Kernels, &Pool) {
+        (self.0.kernels, &self.0.pool)
+    }
+
+    /// A buffer of any values.
+    fn buffer(&self, rows: usize, width: usize) -> Buffer {
+        let len = rows * width;
+        Buffer { width, len, memory: self.0.take(len), home: Arc::clone(&self.0) }
+    }
+
+    /// `y = store(W x)`, rounding `x` where the weights have few bits.
+    fn product(&self, x: &Buffer, weight: &PackedMatrix, store: Store<'_>, y: &mut [f32]) {
+        if !weight.packing().rounds_activations() {
+            let rows = FloatRows::adjacent(x.values(), weight.cols());
+            return weight.multiply(self.on(), rows, store, y);
+        }
+        let mut rounded = lock(&self.0.spare_rounded).pop().unwrap_or_default();
+        rounded.set(x.values(), weight.cols());
+        weight.multiply_rounded(self.on(), &rounded, store, y);
+        lock(&self.0.spare_rounded).push(rounded);
+    }
+}
+
+impl Shared {
+    fn take(&self, len: usize) -> Vec<f32> {
+        let mut spare = lock(&self.spare);
+        let fitting = spare.iter().enumerate().filter(|(_, memory)| memory.len() >= len);
+        let smallest = fitting.min_by_key(|(_, memory)| memory.len()).map(|(index, _)| index);
+        match smallest {
+            Some(index) => spare.swap_remove(index),
+            None => {
+                drop(spare);
+                vec![0.0; len]
+            }
+        }
+    }
+
+    fn give_back(&self, memory: Vec<f32>) {
+        let mut spare = lock(&self.spare);
+        if spare.len() < MOST_SPARE {
+            if spare.capacity() == 0 {
+                spare.reserve(MOST_SPARE);
+            }
+            spare.push(memory);
+        }
+    }
+}
+
+/// More buffers than any step has at a time.
+const MOST_SPARE: usize = 64;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves a list of memory, which has no wrong state.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Buffer {
+    fn rows(&self) -> usize {
+        self.len / self.width
+    }
+
+    fn values(&self) -> &[f32] {
+        &self.memory[..self.len]
+    }
+
+    fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.memory[..self.len]
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.values()[row * self.width..(row + 1) * self.width]
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.home.give_back(std::mem::take(&mut self.memory));
+    }
+}
+
+fn no_memory(error: &std::io::Error) -> Error {
+    let advice = "choose a dtype of fewer bits or a smaller model";
+    Error::Device { device: "cpu".into(), reason: format!("no memory left ({error}): {advice}") }
+}
+
+fn packing(storage: Storage) -> Packing {
+    match storage {
+        Storage::F32 => Packing::F32,
+        Storage::Bf16 => Packing::Bf16,
+        Storage::Blocks(BlockFormat::Q8_0) => Packing::Q8,
+        Storage::Blocks(BlockFormat::Q4_0) => Packing::Q4,
+        Storage::Blocks(BlockFormat::Q4_1 | BlockFormat::Q4K) => Packing::Q4Affine,
+    }
+}
+
+fn ring_format(storage: KeyStorage) -> RingFormat {
+    match storage {
+        KeyStorage::F32 => RingFormat::F32,
+        KeyStorage::Bf16 => RingFormat::Bf16,
+    }
+}
+
+impl Executor for Cpu {
+    type Buffer = Buffer;
+    type Weight = PackedMatrix;
+    type Vector = Vec<f32>;
+    type Table = Table;
+    type Conv = Conv;
+    type Ring = PackedRing;
+    type Tail = Tail;
+    type Plan = AttentionPlan;
+
+    fn name(&self) -> String {
+        format!("cpu ({}, {} threads)", self.isa().name(), self.threads())
+    }
+
+    fn device(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn weight_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
+        packing(storage).bytes_of(rows, cols) as u64
+    }
+
+    fn table_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
+        storage.bytes_of(rows, cols)
+    }
+
+    fn ring_bytes(&self, heads: Heads, capacity: usize, storage: KeyStorage) -> u64 {
+        PackedRing::bytes_of(heads, capacity, ring_format(storage)) as u64
+    }
+
+    fn weight(&self, matrix: HostMatrix) -> Result<PackedMatrix> {
+        PackedMatrix::pack(&self.0.arena, matrix.rows, matrix.cols, matrix.as_ref())
+            .map_err(|e| no_memory(&e))
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
+        Ok(values)
+    }
+
+    fn table(&self, matrix: HostMatrix) -> Result<Table> {
+        Ok(Table { matrix, search: OnceLock::new() })
+    }
+
+    fn conv(&self, conv: HostConv) -> Result<Conv> {
+        let HostConv { outputs, inputs, kernel, stride, weight, bias } = conv;
+        // A window of time-major rows is contiguous: tap by tap, inputs side by side.
+        let mut by_tap = vec![0.0; weight.len()];
+        for o in 0..outputs {
+            for i in 0..inputs {
+                for j in 0..kernel {
+                    by_tap[(o * kernel + j) * inputs + i] = weight[(o * inputs + i) * kernel + j];
+                }
+            }
+        }
+        let weight = self.weight(HostMatrix::floats(outputs, kernel * inputs, by_tap))?;
+        Ok(Conv { inputs, outputs, stride, weight, bias })
+    }
+
+    fn ring(&self, heads: Heads, capacity: usize, storage: KeyStorage) -> Result<PackedRing> {
+        PackedRing::new(heads, capacity, ring_format(storage)).map_err(|e| no_memory(&e))
+    }
+
+    fn export_ring(&self, ring: &PackedRing, span: Range<u64>) -> Result<Vec<f32>> {
+        let count = (span.end - span.start) as usize;
+        let mut out = Vec::with_capacity(count * 2 * ring.heads().key_width());
+        span.for_each(|position| ring.read(position, &mut out));
+        Ok(out)
+    }
+
+    fn import_ring(&self, ring: &mut PackedRing, start: u64, data: &[f32]) -> Result<()> {
+        let key_width = ring.heads().key_width();
+        for (position, row) in (start..).zip(data.chunks_exact(2 * key_width)) {
+            let (keys, values) = row.split_at(key_width);
+            ring.write(position, keys, values);
+        }
+        Ok(())
+    }
+
+    fn tail(&self, rows: usize, width: usize) -> Result<Tail> {
+        Ok(Tail { width, rows: vec![0.0; rows * width] })
+    }
+
+    fn export_tail(&self, tail: &Tail) -> Result<Vec<f32>> {
+        Ok(tail.rows.clone())
+    }
+
+    fn import_tail(&self, tail: &mut Tail, data: &[f32]) -> Result<()> {
+        tail.rows.copy_from_slice(data);
+        Ok(())
+    }
+
+    fn fill_tail(&self, tail: &mut Tail, x: &Buffer, row: usize) -> Result<()> {
+        for to in tail.rows.chunks_exact_mut(tail.width) {
+            to.copy_from_slice(x.row(row));
+        }
+        Ok(())
+    }
+
+    fn upload(&self, data: Vec<f32>, width: usize) -> Result<Buffer> {
+        let mut buffer = self.buffer(data.len() / width, width);
+        buffer.values_mut().copy_from_slice(&data);
+        Ok(buffer)
+    }
+
+    fn download(&self, x: &Buffer) -> Result<Vec<f32>> {
+        Ok(x.values().to_vec())
+    }
+
+    fn reshape(&self, mut x: Buffer, width: usize) -> Result<Buffer> {
+        debug_assert_eq!(x.len % width, 0);
+        x.width = width;
+        Ok(x)
+    }
+
+    fn plan(&self, plan: AttentionPlan) -> Result<AttentionPlan> {
+        Ok(plan)
+    }
+
+    fn embed(&self, tables: &[&Table], ids: &[Option<u32>]) -> Result<Buffer> {
+        let width = tables[0].matrix.cols;
+        let mut sums = self.buffer(ids.len() / tables.len(), width);
+        let rows = sums.values_mut().chunks_exact_mut(width);
+        for (out, ids) in rows.zip(ids.chunks_exact(tables.len())) {
+            out.fill(0.0);
+            for (table, id) in tables.iter().zip(ids) {
+                if let Some(id) = id {
+                    table.matrix.add_row(*id as usize, out);
+                }
+            }
+        }
+        Ok(sums)
+    }
+
+    fn add(&self, x: &mut Buffer, y: &Buffer) -> Result<()> {
+        scalar::add(x.values_mut(), y.values());
+        Ok(())
+    }
+
+    fn norm(&self, x: &Buffer, norm: &Norm<Self>) -> Result<Buffer> {
+        let mut y = self.buffer(x.rows(), x.width);
+        let kernels = self.0.kernels;
+        match norm {
+            Norm::Rms { alpha, eps } => {
+                kernels.rms_norm(x.values(), alpha, *eps, y.values_mut());
+            }
+            Norm::Layer { weight, bias, eps } => {
+                kernels.layer_norm(x.values(), weight, bias, *eps, y.values_mut());
+            }
+        }
+        Ok(y)
+    }
+
+    fn linear(&self, x: &Buffer, weight: &PackedMatrix, activation: Activation) -> Result<Buffer> {
+        let mut y = self.buffer(x.rows(), weight.rows());
+        self.product(x, weight, Store::Set(None), y.values_mut());
+        match activation {
+            Activation::Identity => Ok(y),
+            Activation::Gelu => {
+                self.0.kernels.gelu(y.values_mut());
+                Ok(y)
+            }
+            Activation::SiluGate => {
+                let width = weight.rows() / 2;
+                let mut gated = self.buffer(x.rows(), width);
+                self.0.kernels.silu_gate(y.values(), width, gated.values_mut());
+                Ok(gated)
+            }
+        }
+    }
+
+    fn linear_add(
+        &self,
+        residual: &mut Buffer,
+        x: &Buffer,
+        weight: &PackedMatrix,
+        scale: Option<&Vec<f32>>,
+    ) -> Result<()> {
+        let store = Store::Add(scale.map(Vec::as_slice));
+        self.product(x, weight, store, residual.values_mut());
+        Ok(())
+    }
+
+    fn self_attention<S>(
+        &self,
+        qkv: &Buffer,
+        heads: Heads,
+        plan: &AttentionPlan,
+        streams: &mut [S],
+        ring: impl Fn(&mut S) -> &mut PackedRing,
+    ) -> Result<Buffer> {
+        let (query_width, key_width) = (heads.query_width(), heads.key_width());
+        let mut out = self.buffer(qkv.rows(), query_width);
+        // One position, rotated: queries, then keys.
+        let mut rotated = self.buffer(1, query_width + key_width);
+        let half = heads.width / 2;
+        let rotate = |row: usize, x: &mut [f32]| {
+            if let Some(style) = plan.rotary {
+                let angles = row * half..(row + 1) * half;
+                let interleaved = style == RotaryStyle::Interleaved;
+                scalar::rotate(x, &plan.cos[angles.clone()], &plan.sin[angles], interleaved);
+            }
+        };
+        for (s, stream) in streams.iter_mut().enumerate() {
+            let ring = ring(stream);
+            let rows = s * plan.time..(s + 1) * plan.time;
+            let (query, key) = rotated.values_mut().split_at_mut(query_width);
+            for (position, row) in (plan.starts[s]..).zip(rows.clone()) {
+                let (keys, values) = qkv.row(row)[query_width..].split_at(key_width);
+                key.copy_from_slice(keys);
+                rotate(row, key);
+                ring.write(position, key, values);
+            }
+            let mut scratch = self.buffer(1, ring.scratch_len());
+            for row in rows {
+                query.copy_from_slice(&qkv.row(row)[..query_width]);
+                rotate(row, query);
+                ring.attend(
+                    self.on(),
+                    query,
+                    plan.visible[row].clone(),
+                    scratch.values_mut(),
+                    &mut out.values_mut()[row * query_width..(row + 1) * query_width],
+                );
+            }
+        }
+        Ok(out)
+    }
+
+    fn memory(&self, kv: &Buffer, heads: Heads) -> Result<PackedRing> {
+        let mut ring = self.ring(heads, kv.rows(), KeyStorage::F32)?;
+        self.import_ring(&mut ring, 0, kv.values())?;
+        Ok(ring)
+    }
+
+    fn cross_attention<S>(
+        &self,
+        q: &Buffer,
+        _heads: Heads,
+        streams: &[S],
+        memory: impl Fn(&S) -> Option<&PackedRing>,
+    ) -> Result<Buffer> {
+        let mut out = self.buffer(q.rows(), q.width);
+        for (row, stream) in streams.iter().enumerate() {
+            let out = &mut out.values_mut()[row * q.width..(row + 1) * q.width];
+            match memory(stream) {
+                None => out.fill(0.0),
+                Some(ring) => {
+                    let mut scratch = self.buffer(1, ring.scratch_len());
+                    let all = 0..ring.capacity() as u64;
+                    ring.attend(self.on(), q.row(row), all, scratch.values_mut(), out);
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    fn convolve<S>(
+        &self,
+        x: &Buffer,
+        conv: &Conv,
+        epilogue: Epilogue<'_, Buffer>,
+        streams: &mut [S],
+        tail: impl Fn(&mut S) -> &mut Tail,
+    ) -> Result<Buffer> {
+        let time = x.rows() / streams.len();
+        debug_assert_eq!(time % conv.stride, 0);
+        let history = conv.weight.cols() - conv.stride * conv.inputs;
+        let (new, whole) = (time * conv.inputs, history + time * conv.inputs);
+        let mut padded = self.buffer(streams.len(), whole);
+        let rows = padded.values_mut().chunks_exact_mut(whole);
+        for ((stream, padded), x) in streams.iter_mut().zip(rows).zip(x.values().chunks_exact(new))
+        {
+            let tail = tail(stream);
+            padded[..history].copy_from_slice(&tail.rows);
+            padded[history..].copy_from_slice(x);
+            tail.rows.copy_from_slice(&padded[new..]);
+        }
+        let per_stream = time / conv.stride;
+        let mut y = self.buffer(streams.len() * per_stream, conv.outputs);
+        let windows = FloatRows {
+            x: padded.values(),
+            stride: conv.stride * conv.inputs,
+            rows_per_group: per_stream,
+            group_stride: whole,
+        };
+        let store = Store::Set(conv.bias.as_deref());
+        conv.weight.multiply(self.on(), windows, store, y.values_mut());
+        match epilogue {
+            Epilogue::None => {}
+            Epilogue::Elu => self.0.kernels.elu(y.values_mut()),
+            Epilogue::AddElu(residual) => {
+                self.0.kernels.add_elu(y.values_mut(), residual.values());
+            }
+        }
+        Ok(y)
+    }
+
+    fn elu(&self, x: &Buffer) -> Result<Buffer> {
+        let mut y = self.buffer(x.rows(), x.width);
+        y.values_mut().copy_from_slice(x.values());
+        self.0.kernels.elu(y.values_mut());
+        Ok(y)
+    }
+
+    fn quantise(&self, residual: &mut Buffer, codebook: &Table) -> Result<Vec<u32>> {
+        let (entries, half_squared_norms) = match codebook.search.get() {
+            Some(search) => search,
+            None => {
+                let search = self.search(&codebook.matrix)?;
+                codebook.search.get_or_init(|| search)
+            }
+        };
+        let mut products = self.buffer(residual.rows(), entries.rows());
+        let rows = FloatRows::adjacent(residual.values(), entries.cols());
+        entries.multiply(self.on(), rows, Store::Set(None), products.values_mut());
+        let mut codes = Vec::with_capacity(residual.rows());
+        for row in 0..residual.rows() {
+            let scores = half_squared_norms.iter().zip(products.row(row)).map(|(n, p)| n - p);
+            let code = first_smallest(scores);
+            codes.push(code as u32);
+        }
+        let width = residual.width;
+        let HostValues::F32(values) = &codebook.matrix.values else {
+            unreachable!("codebooks are stored in f32");
+        };
+        for (row, &code) in residual.values_mut().chunks_exact_mut(width).zip(&codes) {
+            let entry = &values[code as usize * width..(code as usize + 1) * width];
+            row.iter_mut().zip(entry).for_each(|(value, entry)| *value -= entry);
+        }
+        Ok(codes)
+    }
+}
+
+impl Cpu {
+    /// What the search in a codebook needs.
+    fn search(&self, codebook: &HostMatrix) -> Result<(PackedMatrix, Vec<f32>)> {
+        let HostValues::F32(values) = &codebook.values else {
+            unreachable!("codebooks are stored in f32");
+        };
+        let norms = values.chunks_exact(codebook.cols).map(|row| scalar::dot(row, row) / 2.0);
+        let norms = norms.collect();
+        let packed =
+            PackedMatrix::pack(&self.0.arena, codebook.rows, codebook.cols, codebook.as_ref())
+                .map_err(|e| no_memory(&e))?;
+        Ok((packed, norms))
+    }
+}
+
+/// Index of the smallest value, the first of equals.
+fn first_smallest(values: impl Iterator<Item = f32>) -> usize {
+    let smallest = values.enumerate().fold((0, f32::INFINITY), |best, (index, value)| {
+        if value < best.1 { (index, value) } else { best }
+    });
+    smallest.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_buffers_is_used_again() {
+        let exec = Cpu::with(Isa::Scalar, Some(1)).unwrap();
+        let first = exec.buffer(3, 5);
+        let place = first.memory.as_ptr();
+        drop(first);
+        let second = exec.buffer(2, 7);
+        assert_eq!(second.memory.as_ptr(), place);
+        assert_eq!((second.rows(), second.values().len()), (2, 14));
+    }
+
+    #[test]
+    fn the_first_of_equals_is_nearest() {
+        assert_eq!(first_smallest([3.0, 1.0, 1.0].into_iter()), 1);
+    }
+}

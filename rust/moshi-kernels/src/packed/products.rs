@@ -1,0 +1,372 @@
+//! The inner loops: panels of 16 outputs times rows of activations, once for every instruction set.
+//!
+//! An output is one chain of sums in the order of its inputs, whatever the number of rows and
+//! panels that are computed beside it.
+#![allow(
+    clippy::inline_always,
+    reason = "compiled for the instruction set of the caller only where it is inlined"
+)]
+
+use super::activations::{Block, Quantised};
+use super::lanes;
+use super::outputs::Outputs;
+
+/// Inputs of a block of few bits.
+pub(super) const BLOCK: usize = 32;
+/// Outputs of a panel.
+pub(super) const PANEL: usize = 16;
+/// Eight groups of weights, then a scale of 16 bits for every output.
+pub(super) type Tile8 = [u8; 8 * 64 + 32];
+/// Four groups of weights, then a scale of 16 bits for every output.
+pub(super) type Tile4 = [u8; 4 * 64 + 32];
+/// As [`Tile4`], then an offset of 16 bits for every output.
+pub(super) type Tile4Affine = [u8; 4 * 64 + 64];
+/// One input's weights of 16 outputs.
+pub(super) type Lane32 = [u8; 4 * PANEL];
+/// One input's weights of 16 outputs in bf16.
+pub(super) type Lane16 = [u8; 2 * PANEL];
+
+/// Results of a panel for some rows.
+pub(super) type Out<const ROWS: usize> = [[f32; PANEL]; ROWS];
+
+/// Part of an array at a fixed place.
+#[inline(always)]
+fn part<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
+    bytes[at..at + N].try_into().expect("a constant range")
+}
+
+/// Rows of floats, in groups of as many: rows of a group start `stride` apart and may overlap, as
+/// the windows of a convolution do, and groups start `group_stride` apart.
+#[derive(Clone, Copy, Debug)]
+pub struct FloatRows<'a> {
+    /// All values.
+    pub x: &'a [f32],
+    /// Values between the starts of rows.
+    pub stride: usize,
+    /// Rows of a group.
+    pub rows_per_group: usize,
+    /// Values between the starts of groups.
+    pub group_stride: usize,
+}
+
+impl<'a> FloatRows<'a> {
+    /// Rows of `width` values, one after the other.
+    pub fn adjacent(x: &'a [f32], width: usize) -> Self {
+        Self { x, stride: width, rows_per_group: usize::MAX, group_stride: 0 }
+    }
+
+    #[inline(always)]
+    fn start(&self, row: usize) -> usize {
+        row / self.rows_per_group * self.group_stride + row % self.rows_per_group * self.stride
+    }
+
+    #[inline(always)]
+    fn take<const N: usize>(&self, first: usize, width: usize) -> [&'a [f32]; N] {
+        std::array::from_fn(|n| {
+            let start = self.start(first + n);
+            &self.x[start..start + width]
+        })
+    }
+}
+
+/// A panel times all rows, as many at a time as registers allow.
+macro_rules! rows_of_blocks {
+    ($name:ident, $kernel:ident, $tile:ty, $(#[$features:meta])?) => {
+        $(#[$features])?
+        pub(crate) fn $name(
+            tiles: &[$tile],
+            (x, rows): (&Quantised, usize),
+            out: &Outputs<'_>,
+            panel: usize,
+        ) {
+            let mut first = 0;
+            while first < rows {
+                let left = rows - first;
+                if left >= BLOCK_ROWS {
+                    out.put(panel, first, &$kernel::<BLOCK_ROWS>(tiles, x.take(first)));
+                    first += BLOCK_ROWS;
+                } else if left >= 4 {
+                    out.put(panel, first, &$kernel::<4>(tiles, x.take(first)));
+                    first += 4;
+                } else if left >= 2 {
+                    out.put(panel, first, &$kernel::<2>(tiles, x.take(first)));
+                    first += 2;
+                } else {
+                    out.put(panel, first, &$kernel::<1>(tiles, x.take(first)));
+                    first += 1;
+                }
+            }
+        }
+    };
+}
+
+/// Two panels, or the last one, times all rows.
+macro_rules! rows_of_floats {
+    ($name:ident, $kernel:ident, $lane:ty, $(#[$features:meta])?) => {
+        $(#[$features])?
+        pub(crate) fn $name(
+            lanes: &[$lane],
+            (x, rows, width): (FloatRows<'_>, usize, usize),
+            out: &Outputs<'_>,
+            panel: usize,
+        ) {
+            macro_rules! step {
+                ($rows:expr, $first:ident) => {{
+                    if lanes.len() > width {
+                        let (one, two) = lanes.split_at(width);
+                        let [one, two] = $kernel::<2, { $rows }>([one, two], x.take($first, width));
+                        out.put(panel, $first, &one);
+                        out.put(panel + 1, $first, &two);
+                    } else {
+                        let [one] = $kernel::<1, { $rows }>([lanes], x.take($first, width));
+                        out.put(panel, $first, &one);
+                    }
+                    $first += $rows;
+                }};
+            }
+            let mut first = 0;
+            while first < rows {
+                let left = rows - first;
+                if left >= FLOAT_ROWS {
+                    step!(FLOAT_ROWS, first)
+                } else if left >= 4 {
+                    step!(4, first)
+                } else if left >= 2 {
+                    step!(2, first)
+                } else {
+                    step!(1, first)
+                }
+            }
+        }
+    };
+}
+
+/// Attention over tiles of 16 positions.
+macro_rules! scores_and_values {
+    ($scores:ident, $weigh:ident, $kernel:ident, $load:ident, $lane:ty, $(#[$features:meta])?) => {
+        /// Products of a query with whole tiles of keys.
+        $(#[$features])?
+        pub(crate) fn $scores(keys: &[$lane], query: &[f32], scores: &mut [f32]) {
+            let width = query.len();
+            let (pairs, last) = scores.as_chunks_mut::<{ 2 * PANEL }>();
+            let whole = pairs.len() * 2 * width;
+            for (scores, keys) in pairs.iter_mut().zip(keys.chunks_exact(2 * width)) {
+                let (one, two) = keys.split_at(width);
+                let [[one], [two]] = $kernel::<2, 1>([one, two], [query]);
+                scores[..PANEL].copy_from_slice(&one);
+                scores[PANEL..].copy_from_slice(&two);
+            }
+            if !last.is_empty() {
+                let [[one]] = $kernel::<1, 1>([&keys[whole..]], [query]);
+                last.copy_from_slice(&one);
+            }
+        }
+
+        /// Adds values, weighted, to `sums`: channels `16 * panel ..` of every position, whose
+        /// values are `lanes` times 16 channels.
+        $(#[$features])?
+        pub(crate) fn $weigh(
+            values: &[$lane],
+            (panel, lanes): (usize, usize),
+            weights: &[f32],
+            sums: &mut [f32; PANEL],
+        ) {
+            let mut total = splat(0.0);
+            for (position, weight) in values.chunks_exact(lanes).zip(weights) {
+                total = fma($load(&position[panel]), splat(*weight), total);
+            }
+            let mut values = [0.0; PANEL];
+            store(total, &mut values);
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum += value;
+            }
+        }
+    };
+}
+
+macro_rules! kernels {
+    ($name:ident, $(#[$features:meta])?) => {
+        pub(super) mod $name {
+            use super::lanes::$name::{
+                BLOCK_ROWS, F, FLOAT_ROWS, I, add, dot_4, dot_8, fma, load, load_bf16, load_f16,
+                mul, splat, start_4, start_8, store, to_float,
+            };
+            use super::{
+                BLOCK, Block, FloatRows, Lane16, Lane32, Out, Outputs, PANEL, Quantised, Tile4,
+                Tile4Affine, Tile8, part,
+            };
+
+            rows_of_blocks!(eight_bits_rows, eight_bits, Tile8, $(#[$features])?);
+            rows_of_blocks!(four_bits_rows, four_bits, Tile4, $(#[$features])?);
+            rows_of_blocks!(affine_rows, four_bits_affine, Tile4Affine, $(#[$features])?);
+            rows_of_floats!(float_rows, floats, Lane32, $(#[$features])?);
+            rows_of_floats!(half_float_rows, half_floats, Lane16, $(#[$features])?);
+
+            /// Weights of 8 bits: a panel's tiles times `N` rows of blocks.
+            $(#[$features])?
+            pub(crate) fn eight_bits<const N: usize>(
+                tiles: &[Tile8],
+                x: [&[Block]; N],
+            ) -> Out<N> {
+                let x = x.map(|row| &row[..tiles.len()]);
+                let mut sums: [F; N] = [splat(0.0); N];
+                for (b, tile) in tiles.iter().enumerate() {
+                    let mut products: [I; N] = [start_8(0); N];
+                    for n in 0..N {
+                        products[n] = start_8(x[n][b].sum);
+                    }
+                    for group in 0..BLOCK / 4 {
+                        let weights = part(tile, 64 * group);
+                        for n in 0..N {
+                            products[n] = dot_8(products[n], weights, x[n][b].quads[group]);
+                        }
+                    }
+                    let scales = load_f16(part(tile, 512));
+                    for n in 0..N {
+                        let scale = mul(scales, splat(x[n][b].scale));
+                        sums[n] = add(sums[n], mul(to_float(products[n]), scale));
+                    }
+                }
+                out(sums)
+            }
+
+            /// Symmetric weights of 4 bits, as [`eight_bits`].
+            $(#[$features])?
+            pub(crate) fn four_bits<const N: usize>(
+                tiles: &[Tile4],
+                x: [&[Block]; N],
+            ) -> Out<N> {
+                let x = x.map(|row| &row[..tiles.len()]);
+                let mut sums: [F; N] = [splat(0.0); N];
+                for (b, tile) in tiles.iter().enumerate() {
+                    let mut products: [I; N] = [start_4(0, 8); N];
+                    for n in 0..N {
+                        products[n] = start_4(x[n][b].sum, 8);
+                    }
+                    for group in 0..4 {
+                        let weights = part(tile, 64 * group);
+                        for n in 0..N {
+                            let quads = &x[n][b].quads;
+                            products[n] =
+                                dot_4(products[n], weights, quads[group], quads[4 + group]);
+                        }
+                    }
+                    let scales = load_f16(part(tile, 256));
+                    for n in 0..N {
+                        let scale = mul(scales, splat(x[n][b].scale));
+                        sums[n] = add(sums[n], mul(to_float(products[n]), scale));
+                    }
+                }
+                out(sums)
+            }
+
+            /// Weights of 4 bits with an offset, as [`eight_bits`].
+            $(#[$features])?
+            pub(crate) fn four_bits_affine<const N: usize>(
+                tiles: &[Tile4Affine],
+                x: [&[Block]; N],
+            ) -> Out<N> {
+                let x = x.map(|row| &row[..tiles.len()]);
+                let mut sums: [F; N] = [splat(0.0); N];
+                for (b, tile) in tiles.iter().enumerate() {
+                    let mut products: [I; N] = [start_4(0, 0); N];
+                    for group in 0..4 {
+                        let weights = part(tile, 64 * group);
+                        for n in 0..N {
+                            let quads = &x[n][b].quads;
+                            products[n] =
+                                dot_4(products[n], weights, quads[group], quads[4 + group]);
+                        }
+                    }
+                    let (scales, offsets) = (load_f16(part(tile, 256)), load_f16(part(tile, 288)));
+                    for n in 0..N {
+                        let block = &x[n][b];
+                        let scale = mul(scales, splat(block.scale));
+                        sums[n] = add(sums[n], mul(to_float(products[n]), scale));
+                        let offset = splat(block.scale * block.sum as f32);
+                        sums[n] = add(sums[n], mul(offsets, offset));
+                    }
+                }
+                out(sums)
+            }
+
+            /// Floats: `P` panels times `N` rows.
+            $(#[$features])?
+            pub(crate) fn floats<const P: usize, const N: usize>(
+                lanes: [&[Lane32]; P],
+                x: [&[f32]; N],
+            ) -> [Out<N>; P] {
+                let inputs = lanes[0].len();
+                let (lanes, x) = (lanes.map(|l| &l[..inputs]), x.map(|row| &row[..inputs]));
+                let mut sums: [[F; N]; P] = [[splat(0.0); N]; P];
+                for i in 0..inputs {
+                    let mut weights: [F; P] = [splat(0.0); P];
+                    for p in 0..P {
+                        weights[p] = load(&lanes[p][i]);
+                    }
+                    for n in 0..N {
+                        let value = splat(x[n][i]);
+                        for p in 0..P {
+                            sums[p][n] = fma(weights[p], value, sums[p][n]);
+                        }
+                    }
+                }
+                let mut all = [[[0.0; PANEL]; N]; P];
+                for p in 0..P {
+                    all[p] = out(sums[p]);
+                }
+                all
+            }
+
+            /// Weights in bf16, widened; as [`floats`].
+            $(#[$features])?
+            pub(crate) fn half_floats<const P: usize, const N: usize>(
+                lanes: [&[Lane16]; P],
+                x: [&[f32]; N],
+            ) -> [Out<N>; P] {
+                let inputs = lanes[0].len();
+                let (lanes, x) = (lanes.map(|l| &l[..inputs]), x.map(|row| &row[..inputs]));
+                let mut sums: [[F; N]; P] = [[splat(0.0); N]; P];
+                for i in 0..inputs {
+                    let mut weights: [F; P] = [splat(0.0); P];
+                    for p in 0..P {
+                        weights[p] = load_bf16(&lanes[p][i]);
+                    }
+                    for n in 0..N {
+                        let value = splat(x[n][i]);
+                        for p in 0..P {
+                            sums[p][n] = fma(weights[p], value, sums[p][n]);
+                        }
+                    }
+                }
+                let mut all = [[[0.0; PANEL]; N]; P];
+                for p in 0..P {
+                    all[p] = out(sums[p]);
+                }
+                all
+            }
+
+            scores_and_values!(scores_32, weigh_32, floats, load, Lane32, $(#[$features])?);
+            scores_and_values!(scores_16, weigh_16, half_floats, load_bf16, Lane16, $(#[$features])?);
+
+            #[inline]
+            $(#[$features])?
+            fn out<const N: usize>(sums: [F; N]) -> Out<N> {
+                let mut out = [[0.0; PANEL]; N];
+                for n in 0..N {
+                    store(sums[n], &mut out[n]);
+                }
+                out
+            }
+        }
+    };
+}
+
+kernels!(scalar,);
+#[cfg(target_arch = "x86_64")]
+kernels!(avx2, #[target_feature(enable = "avx2,fma,f16c")]);
+#[cfg(target_arch = "x86_64")]
+kernels!(
+    avx512,
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+);

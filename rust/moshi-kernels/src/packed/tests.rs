@@ -1,0 +1,238 @@
+//! Every variant against decoding and multiplying in 64-bit floats.
+
+use super::*;
+use half::bf16;
+
+fn noise(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..n)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// A matrix in each storage, with the values that it stands for.
+fn stored(rows: usize, cols: usize, test: impl Fn(&str, MatrixRef<'_>, &[f32])) {
+    let w = noise(rows * cols, 7);
+    test("f32", MatrixRef::F32(&w), &w);
+    let narrow: Vec<bf16> = w.iter().map(|&v| bf16::from_f32(v)).collect();
+    let wide: Vec<f32> = narrow.iter().map(|v| v.to_f32()).collect();
+    test("bf16", MatrixRef::Bf16(&narrow), &wide);
+    if cols.is_multiple_of(BLOCK) {
+        for format in [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_1] {
+            let bytes = format.encode(&w).unwrap();
+            let mut decoded = vec![0.0; w.len()];
+            format.decode(&bytes, &mut decoded);
+            test(&format!("{format:?}"), MatrixRef::Blocks(format, &bytes), &decoded);
+        }
+    }
+}
+
+/// The product of a packed matrix, and the activations that it saw.
+fn product(
+    packed: &PackedMatrix,
+    on: (Kernels, &Pool),
+    x: &[f32],
+    store: Store<'_>,
+    y: &mut [f32],
+) -> Vec<f32> {
+    if packed.packing().rounds_activations() {
+        let mut rounded = Quantised::default();
+        rounded.set(x, packed.cols());
+        packed.multiply_rounded(on, &rounded, store, y);
+        rounded.values()
+    } else {
+        packed.multiply(on, FloatRows::adjacent(x, packed.cols()), store, y);
+        x.to_vec()
+    }
+}
+
+fn variants() -> impl Iterator<Item = Kernels> {
+    Isa::available().filter_map(Kernels::new)
+}
+
+#[test]
+fn products_equal_decoding_and_multiplying() {
+    let arena = Arena::default();
+    let pool = Pool::new(1);
+    for (rows, cols) in [(1, 32), (16, 64), (33, 96), (100, 320), (7, 45)] {
+        stored(rows, cols, |name, matrix, values| {
+            let packed = PackedMatrix::pack(&arena, rows, cols, matrix).unwrap();
+            for m in [1, 2, 3, 8, 13] {
+                let x = noise(m * cols, m as u64);
+                for kernels in variants() {
+                    let mut y = vec![f32::NAN; m * rows];
+                    let seen = product(&packed, (kernels, &pool), &x, Store::Set(None), &mut y);
+                    for (r, y) in y.chunks(rows).enumerate() {
+                        for (o, y) in y.iter().enumerate() {
+                            let pairs = seen[r * cols..(r + 1) * cols]
+                                .iter()
+                                .zip(&values[o * cols..(o + 1) * cols]);
+                            let terms = pairs.map(|(&x, &w)| f64::from(x) * f64::from(w));
+                            let (exact, size) =
+                                terms.fold((0.0, 0.0), |(s, a), t| (s + t, a + t.abs()));
+                            let off = (exact - f64::from(*y)).abs() / size.max(1.0);
+                            assert!(
+                                off < 1e-5,
+                                "{name} {rows}x{cols} on {kernels:?}, {m} rows: {y} is not {exact}"
+                            );
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn few_bits_give_the_same_bits_on_every_instruction_set() {
+    let (arena, pool) = (Arena::default(), Pool::new(1));
+    let (rows, cols, m) = (48, 256, 5);
+    let x = noise(m * cols, 3);
+    stored(rows, cols, |name, matrix, _| {
+        let packed = PackedMatrix::pack(&arena, rows, cols, matrix).unwrap();
+        if !packed.packing().rounds_activations() {
+            return;
+        }
+        let results = variants().map(|kernels| {
+            let mut y = vec![0.0; m * rows];
+            product(&packed, (kernels, &pool), &x, Store::Set(None), &mut y);
+            y
+        });
+        let results: Vec<Vec<f32>> = results.collect();
+        assert!(results.windows(2).all(|two| two[0] == two[1]), "{name}");
+    });
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_neighbours_nor_on_threads() {
+    let arena = Arena::default();
+    let (rows, cols, m) = (2048, 96, 11);
+    let x = noise(m * cols, 5);
+    stored(rows, cols, |name, matrix, _| {
+        let packed = PackedMatrix::pack(&arena, rows, cols, matrix).unwrap();
+        let (one, three) = (Pool::new(1), Pool::new(3));
+        for kernels in variants() {
+            let mut together = vec![0.0; m * rows];
+            product(&packed, (kernels, &three), &x, Store::Set(None), &mut together);
+            for (x, together) in x.chunks(cols).zip(together.chunks(rows)) {
+                let mut alone = vec![0.0; rows];
+                product(&packed, (kernels, &one), x, Store::Set(None), &mut alone);
+                assert!(alone == together, "{name} on {kernels:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn stores_add_bias_and_scale() {
+    let (arena, pool) = (Arena::default(), Pool::new(1));
+    let w = [1.0f32, 2.0, 3.0];
+    let packed = PackedMatrix::pack(&arena, 3, 1, MatrixRef::F32(&w)).unwrap();
+    for kernels in variants() {
+        let mut y = [10.0f32; 3];
+        let mut store = |store| {
+            packed.multiply((kernels, &pool), FloatRows::adjacent(&[2.0], 1), store, &mut y);
+            y
+        };
+        assert_eq!(store(Store::Add(None)), [12.0, 14.0, 16.0]);
+        assert_eq!(store(Store::Add(Some(&[1.0, 0.0, 0.5]))), [14.0, 14.0, 19.0]);
+        assert_eq!(store(Store::Set(Some(&[0.5, 0.0, 0.0]))), [2.5, 4.0, 6.0]);
+    }
+}
+
+#[test]
+fn overlapping_rows_in_groups_are_windows_of_several_streams() {
+    let (arena, pool) = (Arena::default(), Pool::new(1));
+    let x: Vec<f32> = (0..12u8).map(f32::from).collect();
+    let packed = PackedMatrix::pack(&arena, 1, 4, MatrixRef::F32(&[1.0; 4])).unwrap();
+    for kernels in variants() {
+        let mut y = [0.0; 4];
+        let rows = FloatRows { x: &x, stride: 2, rows_per_group: 2, group_stride: 6 };
+        packed.multiply((kernels, &pool), rows, Store::Set(None), &mut y);
+        assert_eq!(y, [6.0, 14.0, 30.0, 38.0]);
+    }
+}
+
+#[test]
+fn rows_of_floats_are_found_again() {
+    let arena = Arena::default();
+    let w = noise(20 * 5, 9);
+    let packed = PackedMatrix::pack(&arena, 20, 5, MatrixRef::F32(&w)).unwrap();
+    for (row, values) in w.chunks(5).enumerate() {
+        let mut out = [1.0; 5];
+        packed.add_row(row, &mut out);
+        assert!(out.iter().zip(values).all(|(out, value)| *out == 1.0 + value));
+    }
+}
+
+/// Scales of a group are a product of two of fewer bits; packed, they are rounded once more.
+#[test]
+fn blocks_of_256_keep_their_values() {
+    let (arena, pool) = (Arena::default(), Pool::new(1));
+    let (rows, cols) = (18, 512);
+    let format = BlockFormat::Q4K;
+    let mut bytes: Vec<u8> = noise(rows * cols / 256 * format.bytes(), 4)
+        .iter()
+        .map(|value| (value * 127.0) as i8 as u8)
+        .collect();
+    for block in bytes.chunks_exact_mut(format.bytes()) {
+        block[..2].copy_from_slice(&half::f16::from_f32(0.01).to_le_bytes());
+        block[2..4].copy_from_slice(&half::f16::from_f32(0.02).to_le_bytes());
+    }
+    let mut values = vec![0.0; rows * cols];
+    format.decode(&bytes, &mut values);
+    let packed = PackedMatrix::pack(&arena, rows, cols, MatrixRef::Blocks(format, &bytes)).unwrap();
+    let floats = PackedMatrix::pack(&arena, rows, cols, MatrixRef::F32(&values)).unwrap();
+    let x = noise(cols, 6);
+    for kernels in variants() {
+        let on = (kernels, &pool);
+        let (mut y, mut exact) = (vec![0.0; rows], vec![0.0; rows]);
+        let seen = product(&packed, on, &x, Store::Set(None), &mut y);
+        product(&floats, on, &seen, Store::Set(None), &mut exact);
+        let largest = exact.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        for (a, b) in y.iter().zip(&exact) {
+            assert!((a - b).abs() < 1e-3 * largest, "{a} is not {b}");
+        }
+    }
+}
+
+/// Relative error against the product of floats: of rounded activations alone for 8 bits, whose
+/// weights a checkpoint may hold as they are, and of rounded weights too for 4.
+#[test]
+fn few_bits_stay_near_the_product_of_floats() {
+    let (arena, pool) = (Arena::default(), Pool::new(1));
+    let (rows, cols) = (256, 1024);
+    let (w, x) = (noise(rows * cols, 11), noise(cols, 12));
+    for kernels in variants() {
+        let on = (kernels, &pool);
+        for (format, limit) in [
+            (BlockFormat::Q8_0, 0.005),
+            // Signed values leave one of 16 levels of a block unused.
+            (BlockFormat::Q4_0, 0.09),
+            (BlockFormat::Q4_1, 0.07),
+        ] {
+            let bytes = format.encode(&w).unwrap();
+            let mut reference = w.clone();
+            if format == BlockFormat::Q8_0 {
+                format.decode(&bytes, &mut reference);
+            }
+            let floats =
+                PackedMatrix::pack(&arena, rows, cols, MatrixRef::F32(&reference)).unwrap();
+            let mut exact = vec![0.0; rows];
+            product(&floats, on, &x, Store::Set(None), &mut exact);
+            let matrix = MatrixRef::Blocks(format, &bytes);
+            let packed = PackedMatrix::pack(&arena, rows, cols, matrix).unwrap();
+            let mut y = vec![0.0; rows];
+            product(&packed, on, &x, Store::Set(None), &mut y);
+            let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>();
+            let off = square(&mut y.iter().zip(&exact).map(|(a, b)| a - b));
+            let error = (off / square(&mut exact.iter().copied())).sqrt();
+            assert!(error < limit, "{format:?} on {kernels:?}: {error}");
+        }
+    }
+}
