@@ -7,6 +7,7 @@
 //! - [`chat`]: messages of the Moshi WebSocket `/api/chat`, one kind byte and a payload;
 //! - [`ogg`]: pages of RFC 3533, read from any cutting of the byte stream, written one packet each;
 //! - [`opus`]: a live Opus stream in such pages, to samples at the model's rate and back;
+//! - [`pcm`]: plain samples of 16 bits, and G.711;
 //! - [`framer`]: any chunks of samples to frames of a fixed size.
 #![forbid(unsafe_code)]
 
@@ -15,5 +16,6 @@ mod error;
 pub mod framer;
 pub mod ogg;
 pub mod opus;
+pub mod pcm;
 
 pub use error::WireError;
