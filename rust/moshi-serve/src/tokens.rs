@@ -59,8 +59,7 @@ pub(crate) fn random_text() -> String {
 }
 
 fn file(dir: &Path, hash: TokenHash) -> PathBuf {
-    let name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    dir.join(format!("{name}.session"))
+    dir.join(format!("{}.session", URL_SAFE_NO_PAD.encode(hash)))
 }
 
 /// Writes a conversation for its owner's eyes only.
@@ -72,7 +71,7 @@ pub(crate) fn save(dir: &Path, hash: TokenHash, blob: &[u8]) -> std::io::Result<
     let path = file(dir, hash);
     // An older file of the same conversation would keep its permissions.
     match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => options.open(path)?.write_all(blob),
     }
 }

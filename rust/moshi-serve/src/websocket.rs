@@ -56,9 +56,8 @@ impl Socket {
             Some(Ok(Message::Text(text))) => Received::Text(text.as_str().to_owned()),
             // The library answers pings itself.
             Some(Ok(Message::Pong(_) | Message::Ping(_) | Message::Frame(_))) => Received::Pong,
-            Some(Ok(Message::Close(_))) => Received::Closed,
             Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => Received::TooLarge,
-            Some(Err(Error::ConnectionClosed)) => Received::Closed,
+            Some(Ok(Message::Close(_)) | Err(Error::ConnectionClosed)) => Received::Closed,
             Some(Err(_)) | None => Received::Lost,
         }
     }

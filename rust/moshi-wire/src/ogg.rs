@@ -315,8 +315,9 @@ mod tests {
         PageWriter::new(42).write(&head, 0, &mut out);
         let known = "4f676753000200000000000000002a00000000000000aefef3f101134f70757348656164\
                      0101000f80bb0000000000";
-        let hex: String = out.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, known);
+        let bytes = (0..known.len()).step_by(2);
+        let byte = |at: usize| u8::from_str_radix(&known[at..at + 2], 16).unwrap();
+        assert_eq!(out, bytes.map(byte).collect::<Vec<u8>>());
     }
 
     proptest! {
@@ -417,7 +418,7 @@ mod tests {
     fn a_packet_without_end_is_dropped_at_the_limit() {
         let mut reader = PageReader::default();
         reader.push(&page(FIRST, 0, &[255], &[0; 255]));
-        reader.push(&page(CONTINUED, 1, &[255; 255], &[0; 255 * 255]));
+        reader.push(&page(CONTINUED, 1, &[255; 255], &vec![0; 255 * 255]));
         reader.push(&page(CONTINUED, 2, &[1, 1], &[1, 2]));
         assert_eq!(packets_of(read(&mut reader)), [[2]]);
         assert_eq!(reader.errors(), 1);

@@ -58,7 +58,7 @@ const MU_BIAS: i32 = 0x84;
 fn mu_law_decode(byte: u8) -> i16 {
     let code = !byte;
     let exponent = (code >> 4) & 7;
-    let magnitude = ((i32::from(code & 0xf) << 3) + MU_BIAS << exponent) - MU_BIAS;
+    let magnitude = (((i32::from(code & 0xf) << 3) + MU_BIAS) << exponent) - MU_BIAS;
     (if code & 0x80 == 0 { magnitude } else { -magnitude }) as i16
 }
 

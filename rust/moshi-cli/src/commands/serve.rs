@@ -38,8 +38,14 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<i32> {
     Ok(0)
 }
 
+/// The model in the box, without spaces and brackets.
+const BOX_NAME: &str = "moshi-box";
+
 /// Clients need not know where a folder is on this machine.
 fn public_name(source: &str) -> String {
+    if source == moshi_box::LABEL {
+        return BOX_NAME.to_owned();
+    }
     let path = Path::new(source);
     match path.file_name() {
         Some(name) if path.exists() => name.to_string_lossy().into_owned(),

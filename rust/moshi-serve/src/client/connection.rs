@@ -1,5 +1,6 @@
 //! One connection to `/api/chat`.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -62,8 +63,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 /// A conversation as its client sees it.
 pub struct ChatClient {
     socket: WebSocketStream<Box<dyn Io>>,
-    reader: OpusReader,
-    writer: OpusWriter,
+    reader: Box<OpusReader>,
+    writer: Box<OpusWriter>,
     closed: bool,
 }
 
@@ -125,8 +126,8 @@ impl ChatClient {
         let codec = |error: moshi_wire::WireError| ServeError::Config(error.to_string());
         Ok(Self {
             socket,
-            reader: OpusReader::new(rate_hz).map_err(codec)?,
-            writer: OpusWriter::new(rate_hz).map_err(codec)?,
+            reader: Box::new(OpusReader::new(rate_hz).map_err(codec)?),
+            writer: Box::new(OpusWriter::new(rate_hz).map_err(codec)?),
             closed: false,
         })
     }
@@ -241,7 +242,7 @@ impl Address {
             if !query.is_empty() {
                 query.push('&');
             }
-            query.push_str(&format!("{}={}", escape(name), escape(value)));
+            query.extend([escape(name), "=".to_owned(), escape(value)]);
         }
         if !query.is_empty() {
             path.push('?');
@@ -271,7 +272,8 @@ fn escape(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             escaped.push(char::from(byte));
         } else {
-            escaped.push_str(&format!("%{byte:02X}"));
+            // Writing to a string does not fail.
+            let _ = write!(escaped, "%{byte:02X}");
         }
     }
     escaped

@@ -99,8 +99,12 @@ pub async fn converse(
                     report.closed = said;
                     break;
                 }
+                let dropped = report.dropped_frames;
                 take(&mut report, event, &mut heard);
-                // Output frame n answers input frame n, as long as none was dropped.
+                // The oldest go first; they have no answer.
+                let more = report.dropped_frames.saturating_sub(dropped) as usize;
+                sent_at.drain(..more.min(sent_at.len()));
+                // Output frame n answers input frame n of those that were not dropped.
                 while answered < report.samples.len() / samples_per_frame {
                     answered += 1;
                     if let Some(at) = sent_at.pop_front() {

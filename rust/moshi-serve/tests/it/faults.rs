@@ -137,7 +137,7 @@ async fn audio_faster_than_life_is_dropped_and_reported() {
     while dropped == 0 {
         match client.next().await {
             ClientEvent::Metadata(metadata) => {
-                dropped = metadata["dropped_frames"].as_u64().unwrap()
+                dropped = metadata["dropped_frames"].as_u64().unwrap();
             }
             ClientEvent::Closed(said) => panic!("{said:?}"),
             _ => {}

@@ -115,7 +115,7 @@ async fn speech_becomes_a_response_in_the_order_that_clients_expect() {
             }
             _ => {}
         }
-        if order.last() != Some(&kind) && !kind.ends_with(".delta") {
+        if order.last() != Some(&kind) && event["delta"].is_null() {
             order.push(kind.clone());
         }
         if transcript.len() >= text.len() {

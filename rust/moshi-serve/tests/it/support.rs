@@ -93,7 +93,7 @@ impl Backend for Echo {
     fn step(&self, streams: &mut [&mut EchoStream], frames: &[&[f32]]) -> Result<Vec<StepOutput>> {
         assert!(!self.panics.load(Ordering::SeqCst), "a broken invariant of the test");
         std::thread::sleep(self.step_time);
-        let step = |(stream, frame): (&mut &mut EchoStream, &&[f32])| {
+        let step = |(stream, frame): (&mut EchoStream, &&[f32])| {
             stream.steps += 1;
             let own = (stream.seed % 100) as f32 / 1000.0;
             let pcm = frame.iter().map(|sample| 0.5 * sample + own + 0.1 * stream.past).collect();
@@ -105,7 +105,7 @@ impl Backend for Echo {
             };
             StepOutput { pcm, text, tokens: None, user_codes: Vec::new() }
         };
-        Ok(streams.iter_mut().zip(frames).map(step).collect())
+        Ok(streams.iter_mut().map(|stream| &mut **stream).zip(frames).map(step).collect())
     }
 
     fn settings(&self, stream: &EchoStream) -> StreamSettings {
