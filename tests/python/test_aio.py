@@ -37,6 +37,7 @@ def test_a_conversation_has_audio_text_metadata_and_notices() -> None:
     seen: dict[str, Any] = {}
 
     async def handler(socket: ServerConnection) -> None:
+        assert socket.request is not None
         seen["path"] = socket.request.path
         seen["key"] = socket.request.headers["Authorization"]
         await socket.send(bytes(9))

@@ -232,6 +232,9 @@ impl Address {
             return Err(bad("give the key with --api-key-file or MOSHI_RS_API_KEY"));
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        if authority.port_u16().is_none() && authority.as_str() != authority.host() {
+            return Err(bad("has no port from 0 to 65535 behind its host"));
+        }
         let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let mut path = match uri.path() {
             "" | "/" => "/api/chat".to_owned(),
