@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 DEMO_OUT := demo-out
 CUDA_VENV ?= .venv-cuda
 BOX_VENV ?= .venv-box
+CLIENTS_VENV ?= .venv-clients
 BOX_WORK ?= box-work
 CUDA_TOOLKIT := 13.0.3
 CUDA_PACKAGES := -p moshi-kernels -p moshi-core -p moshi-cli -p moshi-py -p moshi-tests
@@ -106,6 +107,19 @@ test-weights: develop ## Load real weights and compare them with PyTorch: MODEL=
 	@test -n "$(MODEL)" || { echo "error: make test-weights MODEL=folder" >&2; exit 2; }
 	$(BIN)/python tests/weights.py "$(MODEL)" $(ARGS)
 
+$(CLIENTS_VENV)/ready: tests/clients/requirements.txt | tools
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/pip install --quiet --requirement tests/clients/requirements.txt
+	@# Its client needs none of what the package depends on.
+	$(CLIENTS_VENV)/bin/pip install --quiet --no-deps moshi==0.2.13
+	touch $@
+
+.PHONY: test-clients
+test-clients: $(CLIENTS_VENV)/ready ## Clients of other projects, as published, against the server
+	cargo build --release --locked -p moshi-cli
+	MOSHI_RS="$(abspath target/release/moshi-rs)" \
+		$(CLIENTS_VENV)/bin/python -m pytest -c /dev/null --rootdir tests/clients tests/clients
+
 $(BOX_VENV)/ready: python/recipes/box/requirements.txt | tools
 	@for program in espeak-ng flite; do command -v $$program >/dev/null || \
 		{ echo "error: no $$program; install the system's package of that name" >&2; exit 1; }; done
@@ -197,7 +211,7 @@ $(VENV)/release: pyproject.toml | $(VENV)/ready
 
 .PHONY: clean
 clean: ## Remove everything that was built
-	rm -rf target $(VENV) $(CUDA_VENV) $(BOX_VENV) dist site $(DEMO_OUT)
+	rm -rf target $(VENV) $(CUDA_VENV) $(BOX_VENV) $(CLIENTS_VENV) dist site $(DEMO_OUT)
 
 .PHONY: tools
 tools:

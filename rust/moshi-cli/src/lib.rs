@@ -8,6 +8,7 @@ mod hub;
 mod interrupt;
 mod options;
 mod output;
+mod serve_options;
 pub mod verify;
 
 use std::ffi::OsString;

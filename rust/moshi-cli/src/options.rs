@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use moshi_core::lm::WeightType;
 use moshi_core::{CpuExecutor, Device, LoadOptions};
 
+use crate::serve_options::{ClientArgs, LoadtestArgs, ServeArgs};
+
 /// Real-time speech models of the Moshi family: run, encode, decode and check them.
 #[derive(Debug, Parser)]
 #[command(name = "moshi-rs", version, arg_required_else_help = true, max_term_width = 100)]
@@ -17,6 +19,8 @@ Examples:
   moshi-rs run question.wav -o answer.wav
   moshi-rs run question.wav -o answer.wav --model ./moshiko-pytorch-bf16
   moshi-rs encode speech.flac -o speech.tokens.safetensors --model kyutai/mimi
+  moshi-rs serve
+  moshi-rs client ws://127.0.0.1:8998 --in question.wav --out answer.wav
   moshi-rs info
   moshi-rs info kyutai/moshiko-pytorch-bf16
 
@@ -36,6 +40,12 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Talk with a model through microphone and loudspeaker. Ctrl-C ends the conversation.
     Chat(ChatArgs),
+    /// Serve a model to many callers at the same time, in real time.
+    Serve(ServeArgs),
+    /// Talk to a server with a recording, at the pace of speech.
+    Client(ClientArgs),
+    /// Measure a server with many conversations at the same time.
+    Loadtest(LoadtestArgs),
     /// Turn audio into Mimi tokens.
     Encode(EncodeArgs),
     /// Turn Mimi tokens into audio.

@@ -5,6 +5,7 @@ use std::io::Write;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use moshi_audio::AudioError;
 use moshi_core::{Error, LoadObserver, Memory};
+use moshi_serve::ServeError;
 
 pub(crate) const EXIT_FELL_SHORT: i32 = 1;
 pub(crate) const EXIT_USAGE: i32 = 2;
@@ -21,6 +22,9 @@ pub enum CliError {
     /// From an audio file.
     #[error(transparent)]
     Audio(#[from] AudioError),
+    /// From the daemon or a client of one.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     /// Options that do not go together, or a value out of range.
     #[error("{0}")]
     Usage(String),
@@ -37,20 +41,30 @@ pub(crate) type Result<T, E = CliError> = std::result::Result<T, E>;
 impl CliError {
     fn exit_code(&self) -> i32 {
         match self {
-            Self::Engine(error) => match error {
-                Error::Config { .. } | Error::ConfigFile { .. } => EXIT_USAGE,
-                Error::NotFound { .. }
-                | Error::Io { .. }
-                | Error::Hub { .. }
-                | Error::Checkpoint { .. }
-                | Error::Tensors { .. } => EXIT_CHECKPOINT,
-                Error::Device { .. } | Error::Capacity { .. } => EXIT_DEVICE,
-                Error::Input { .. } | Error::Snapshot { .. } | Error::Session { .. } => EXIT_INPUT,
+            Self::Engine(error) => engine_code(error),
+            Self::Serve(error) => match error {
+                ServeError::Engine(error) => engine_code(error),
+                ServeError::Config(_) | ServeError::Bind { .. } => EXIT_USAGE,
+                ServeError::File { .. } | ServeError::Connect { .. } => EXIT_INPUT,
+                ServeError::Worker(_) | ServeError::Runtime(_) => EXIT_FELL_SHORT,
             },
             Self::Usage(_) => EXIT_USAGE,
             Self::Audio(_) | Self::Input(_) => EXIT_INPUT,
             Self::Output(_) => EXIT_FELL_SHORT,
         }
+    }
+}
+
+fn engine_code(error: &Error) -> i32 {
+    match error {
+        Error::Config { .. } | Error::ConfigFile { .. } => EXIT_USAGE,
+        Error::NotFound { .. }
+        | Error::Io { .. }
+        | Error::Hub { .. }
+        | Error::Checkpoint { .. }
+        | Error::Tensors { .. } => EXIT_CHECKPOINT,
+        Error::Device { .. } | Error::Capacity { .. } => EXIT_DEVICE,
+        Error::Input { .. } | Error::Snapshot { .. } | Error::Session { .. } => EXIT_INPUT,
     }
 }
 
@@ -96,7 +110,9 @@ pub(crate) fn init_logging(verbose: u8) {
     let mut builder = env_logger::Builder::new();
     // A decoder's complaints about odd files come as our own errors.
     builder.filter_level(log::LevelFilter::Warn).filter_module("symphonia", log::LevelFilter::Off);
-    for module in ["moshi_core", "moshi_box", "moshi_hub", "moshi_cli", "moshi_audio"] {
+    for module in
+        ["moshi_core", "moshi_box", "moshi_hub", "moshi_cli", "moshi_audio", "moshi_serve"]
+    {
         builder.filter_module(module, level);
     }
     // In Python, a logger may be set already; its configuration wins.

@@ -2,10 +2,12 @@
 
 mod bench;
 pub(crate) mod chat;
+mod client;
 mod codec;
 mod doctor;
 mod info;
 mod run;
+mod serve;
 mod verify;
 
 use chat::Chat;
@@ -18,6 +20,9 @@ pub(crate) fn run(command: Command, chat: Option<Chat<'_>>) -> Result<i32> {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::chat(args, chat),
+        Command::Serve(args) => serve::serve(&args),
+        Command::Client(args) => client::client(&args),
+        Command::Loadtest(args) => client::loadtest(&args),
         Command::Encode(args) => codec::encode(&args),
         Command::Decode(args) => codec::decode(&args),
         Command::Info(args) => info::info(&args),

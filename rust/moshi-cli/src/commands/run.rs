@@ -86,17 +86,24 @@ pub(crate) fn open(
     let repo = hub::open(args)?;
     let model = Model::open(&repo, &args.load_options(), loading)?;
     loading.finish();
+    let options = SessionOptions {
+        seed: args.seed,
+        sampling: Some(sampling(args, &model)),
+        ..SessionOptions::default()
+    };
+    let session = Session::new(&model, &options)?;
+    Ok((model, session))
+}
+
+/// What the options say, else what the model recommends.
+pub(crate) fn sampling(args: &SpeechArgs, model: &Model) -> Sampling {
     let default = model.default_sampling();
-    let sampling = Sampling {
+    Sampling {
         temperature: args.temperature.unwrap_or(default.temperature),
         text_temperature: args.text_temperature.unwrap_or(default.text_temperature),
         top_k: args.top_k.unwrap_or(default.top_k),
         top_k_text: args.top_k_text.unwrap_or(default.top_k_text),
-    };
-    let options =
-        SessionOptions { seed: args.seed, sampling: Some(sampling), ..SessionOptions::default() };
-    let session = Session::new(&model, &options)?;
-    Ok((model, session))
+    }
 }
 
 /// User left, model right; or the model alone.

@@ -1,0 +1,256 @@
+//! Who may call: keys, one-use tickets for browsers, and the origin of pages.
+//!
+//! The daemon keeps SHA-256 values of keys and tickets only, compares them in constant time, and
+//! never logs either.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::http::header::{AUTHORIZATION, HOST, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
+use axum::http::{HeaderMap, Uri};
+use subtle::{Choice, ConstantTimeEq};
+
+use crate::tokens::{Token, TokenHash, random_text};
+
+/// How long a ticket is good for.
+pub(crate) const TICKET_LIFE: Duration = Duration::from_secs(60);
+/// Tickets that may be out at the same time.
+const MAX_TICKETS: usize = 4096;
+/// The shortest key, in bytes: what can be guessed protects nothing.
+pub(crate) const MIN_KEY_BYTES: usize = 16;
+
+/// Headers that carry a key as they are.
+const KEY_HEADERS: [&str; 3] = ["kyutai-api-key", "api-key", "x-api-key"];
+/// Sub-protocols that carry a key or a ticket behind the dot.
+const KEY_PROTOCOL: &str = "openai-insecure-api-key.";
+/// Offered beside the protocol's own name by the web page.
+const TICKET_PROTOCOL: &str = "ticket.";
+/// Parameters that carry a key, for clients that know nothing better.
+const KEY_PARAMETERS: [&str; 3] = ["auth_id", "worker_auth_id", "api_key"];
+
+/// Keys and tickets.
+#[derive(Default)]
+pub(crate) struct Auth {
+    keys: Vec<TokenHash>,
+    query_keys: bool,
+    tickets: Mutex<HashMap<TokenHash, Instant>>,
+}
+
+impl Auth {
+    /// Without keys, everybody may call. `query_keys` also accepts them in the address.
+    pub(crate) fn new<'a>(keys: impl IntoIterator<Item = &'a str>, query_keys: bool) -> Self {
+        let keys = keys.into_iter().map(Token::hash_of).collect();
+        Self { keys, query_keys, tickets: Mutex::default() }
+    }
+
+    /// True when a key is asked for.
+    pub(crate) fn is_required(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
+    /// True for a request that may come in. A ticket is used up by it.
+    pub(crate) fn allows(&self, headers: &HeaderMap, uri: &Uri, now: Instant) -> bool {
+        !self.is_required() || self.has_key(headers, uri) || self.uses_ticket(headers, now)
+    }
+
+    /// True for a request with a key: what a ticket alone does not open.
+    pub(crate) fn has_key(&self, headers: &HeaderMap, uri: &Uri) -> bool {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let bearer = text(AUTHORIZATION.as_str()).and_then(|value| {
+            let (scheme, key) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+        });
+        let offered = protocols(headers).filter_map(|offer| offer.strip_prefix(KEY_PROTOCOL));
+        let named = KEY_HEADERS.iter().filter_map(|name| text(name));
+        let mut candidates: Vec<String> =
+            bearer.into_iter().chain(named).chain(offered).map(str::to_owned).collect();
+        if self.query_keys {
+            let pairs = parameters(uri);
+            let keys = pairs.into_iter().filter(|(name, _)| KEY_PARAMETERS.contains(&&**name));
+            candidates.extend(keys.map(|(_, value)| value));
+        }
+        candidates.iter().any(|candidate| self.is_key(candidate))
+    }
+
+    fn is_key(&self, candidate: &str) -> bool {
+        let hash = Token::hash_of(candidate);
+        let found = self.keys.iter().fold(Choice::from(0), |found, key| found | key.ct_eq(&hash));
+        found.into()
+    }
+
+    /// A new ticket; `None` when too many are out.
+    pub(crate) fn issue_ticket(&self, now: Instant) -> Option<String> {
+        let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        tickets.retain(|_, until| *until > now);
+        if tickets.len() >= MAX_TICKETS {
+            return None;
+        }
+        let ticket = random_text();
+        tickets.insert(Token::hash_of(&ticket), now + TICKET_LIFE);
+        Some(ticket)
+    }
+
+    fn uses_ticket(&self, headers: &HeaderMap, now: Instant) -> bool {
+        let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        protocols(headers)
+            .filter_map(|offer| offer.strip_prefix(TICKET_PROTOCOL))
+            .any(|ticket| tickets.remove(&Token::hash_of(ticket)).is_some_and(|until| until > now))
+    }
+}
+
+/// Sub-protocols that a client offers.
+pub(crate) fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(SEC_WEBSOCKET_PROTOCOL)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|offers| offers.split(','))
+        .map(str::trim)
+}
+
+/// Decoded parameters of an address.
+pub(crate) fn parameters(uri: &Uri) -> Vec<(String, String)> {
+    axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri)
+        .map(|q| q.0)
+        .unwrap_or_default()
+}
+
+/// Which pages may open connections, and under which names the daemon is called.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Origins {
+    /// Further origins, as `https://example.org`.
+    pub(crate) allowed: Vec<String>,
+    /// True when only this machine can connect: then any other name is an attack by DNS.
+    pub(crate) loopback_only: bool,
+}
+
+impl Origins {
+    /// True for a request from no page, from this daemon's own, or from an allowed one.
+    pub(crate) fn allow(&self, headers: &HeaderMap) -> bool {
+        let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+        let host = text(HOST).unwrap_or_default();
+        let listed = |host: &str| {
+            self.allowed.iter().any(|origin| without_scheme(origin).eq_ignore_ascii_case(host))
+        };
+        if self.loopback_only && !is_loopback(host) && !listed(host) {
+            return false;
+        }
+        text(ORIGIN).is_none_or(|origin| {
+            let same = origin.contains("://") && without_scheme(origin).eq_ignore_ascii_case(host);
+            same || self.allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin))
+        })
+    }
+}
+
+fn without_scheme(origin: &str) -> &str {
+    origin.split_once("://").map_or(origin, |(_, host)| host)
+}
+
+/// True for names of this machine, with or without a port. A request without a name comes from no
+/// browser.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name.is_empty()
+        || name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    const KEY: &str = "0123456789abcdef";
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        map
+    }
+
+    fn allows(auth: &Auth, pairs: &[(&'static str, &str)], uri: &str) -> bool {
+        auth.allows(&headers(pairs), &uri.parse().unwrap(), Instant::now())
+    }
+
+    #[test]
+    fn a_key_is_taken_wherever_clients_put_it() {
+        let auth = Auth::new([KEY, "another key of some length"], false);
+        for (name, value) in [
+            ("authorization", format!("Bearer {KEY}")),
+            ("authorization", format!("bearer  {KEY}")),
+            ("kyutai-api-key", KEY.into()),
+            ("api-key", KEY.into()),
+            ("x-api-key", KEY.into()),
+            ("sec-websocket-protocol", format!("realtime, openai-insecure-api-key.{KEY}")),
+        ] {
+            assert!(allows(&auth, &[(name, &value)], "/"), "{name}: {value}");
+        }
+        for (name, value) in [
+            ("authorization", KEY.into()),
+            ("authorization", format!("Basic {KEY}")),
+            ("authorization", "Bearer ".into()),
+            ("api-key", format!("{KEY}x")),
+            ("api-key", String::new()),
+        ] {
+            assert!(!allows(&auth, &[(name, &value)], "/"), "{name}: {value}");
+        }
+        assert!(allows(&Auth::default(), &[], "/"));
+    }
+
+    #[test]
+    fn keys_in_the_address_must_be_wanted() {
+        let uri = format!("/api/chat?auth_id={KEY}");
+        assert!(!allows(&Auth::new([KEY], false), &[], &uri));
+        assert!(allows(&Auth::new([KEY], true), &[], &uri));
+    }
+
+    #[test]
+    fn a_ticket_opens_once_and_not_for_long() {
+        let auth = Auth::new([KEY], false);
+        let now = Instant::now();
+        let uri = "/".parse().unwrap();
+        let with = |ticket: &str| {
+            headers(&[("sec-websocket-protocol", &format!("moshi, ticket.{ticket}"))])
+        };
+        let ticket = auth.issue_ticket(now).unwrap();
+        assert!(!auth.has_key(&with(&ticket), &uri));
+        assert!(auth.allows(&with(&ticket), &uri, now));
+        assert!(!auth.allows(&with(&ticket), &uri, now));
+        let ticket = auth.issue_ticket(now).unwrap();
+        assert!(!auth.allows(&with(&ticket), &uri, now + TICKET_LIFE));
+        for _ in 0..MAX_TICKETS {
+            auth.issue_ticket(now).unwrap();
+        }
+        assert!(auth.issue_ticket(now).is_none());
+        assert!(auth.issue_ticket(now + TICKET_LIFE).is_some());
+    }
+
+    #[test]
+    fn pages_of_other_hosts_stay_out() {
+        let local = Origins { loopback_only: true, ..Origins::default() };
+        let open = Origins { allowed: vec!["https://app.example".into()], ..Origins::default() };
+        let ask = |origins: &Origins, host: &str, origin: Option<&str>| {
+            let mut pairs = vec![("host", host)];
+            pairs.extend(origin.map(|origin| ("origin", origin)));
+            origins.allow(&headers(&pairs))
+        };
+        for host in ["localhost:8998", "127.0.0.1:8998", "[::1]:8998", "localhost"] {
+            assert!(ask(&local, host, None), "{host}");
+            assert!(ask(&local, host, Some(&format!("http://{host}"))), "{host}");
+            assert!(!ask(&local, host, Some("https://evil.example")), "{host}");
+            assert!(!ask(&local, host, Some("null")), "{host}");
+        }
+        assert!(!ask(&local, "evil.example", Some("http://evil.example")));
+        assert!(!ask(&local, "evil.example:8998", None));
+        assert!(ask(&open, "host.example", Some("https://host.example")));
+        assert!(ask(&open, "host.example", Some("https://app.example")));
+        assert!(!ask(&open, "host.example", Some("https://other.example")));
+    }
+}

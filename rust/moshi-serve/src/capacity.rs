@@ -1,0 +1,141 @@
+//! How many conversations the engine can hold in real time, from measured steps.
+//!
+//! Steps of one, two, four and more streams are measured before the first caller comes. Between and
+//! behind the measured sizes the time is taken as a straight line: weights are read once, every
+//! stream adds its share. While conversations run, the ratio of measured to predicted times is
+//! followed, so that a machine that gets busy admits fewer.
+
+use std::time::Duration;
+
+/// Part of a frame's time that steps may take.
+const BUDGET: f64 = 0.8;
+/// Weight of a new measurement.
+const LEARNING_RATE: f64 = 0.02;
+/// Bounds of the learnt ratio: beyond them something else is wrong.
+const RATIO: (f64, f64) = (0.5, 8.0);
+
+/// An estimate, or a fixed number.
+#[derive(Debug, Clone)]
+pub struct Capacity {
+    fixed: Option<usize>,
+    frame_s: f64,
+    /// Streams and seconds of a step, by streams.
+    measured: Vec<(f64, f64)>,
+    ratio: f64,
+    most: usize,
+}
+
+impl Capacity {
+    /// As the operator says.
+    pub fn fixed(sessions: usize) -> Self {
+        Self {
+            fixed: Some(sessions),
+            frame_s: 0.0,
+            measured: Vec::new(),
+            ratio: 1.0,
+            most: sessions,
+        }
+    }
+
+    /// From measured steps, each with its number of streams; at most `most` conversations.
+    pub fn measured(frame: Duration, steps: &[(usize, Duration)], most: usize) -> Self {
+        let mut measured: Vec<(f64, f64)> =
+            steps.iter().map(|&(streams, took)| (streams as f64, took.as_secs_f64())).collect();
+        measured.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Self { fixed: None, frame_s: frame.as_secs_f64(), measured, ratio: 1.0, most }
+    }
+
+    /// Conversations that fit, at least one.
+    pub fn sessions(&self) -> usize {
+        if let Some(fixed) = self.fixed {
+            return fixed;
+        }
+        let fits = |streams: usize| self.predict(streams) * self.ratio <= self.frame_s * BUDGET;
+        // Times grow with the number of streams, so the largest that fits can be bisected.
+        let (mut low, mut high) = (1, self.most.max(1));
+        while low < high {
+            let middle = (low + high).div_ceil(2);
+            if fits(middle) {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        low
+    }
+
+    /// False when even one conversation is too much for this machine.
+    pub fn is_real_time(&self) -> bool {
+        self.fixed.is_some() || self.predict(1) * self.ratio <= self.frame_s
+    }
+
+    /// Time of a step of so many streams.
+    pub fn step_time(&self, streams: usize) -> Duration {
+        Duration::from_secs_f64((self.predict(streams) * self.ratio).max(0.0))
+    }
+
+    /// Learns from a step.
+    pub fn observe(&mut self, streams: usize, took: Duration) {
+        let predicted = self.predict(streams);
+        if predicted > 0.0 {
+            let ratio = (took.as_secs_f64() / predicted).clamp(RATIO.0, RATIO.1);
+            self.ratio += LEARNING_RATE * (ratio - self.ratio);
+        }
+    }
+
+    fn predict(&self, streams: usize) -> f64 {
+        let x = streams as f64;
+        match self.measured[..] {
+            [] => 0.0,
+            [(streams, seconds)] => seconds * x / streams,
+            [..] => {
+                let next = self.measured.iter().position(|&(at, _)| at >= x);
+                let right = next.unwrap_or(self.measured.len() - 1).max(1);
+                let ((x0, y0), (x1, y1)) = (self.measured[right - 1], self.measured[right]);
+                (y0 + (y1 - y0) * (x - x0) / (x1 - x0)).max(0.0)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(ms: f64) -> Duration {
+        Duration::from_secs_f64(ms / 1e3)
+    }
+
+    #[test]
+    fn the_budget_decides() {
+        let steps = [(1, ms(10.0)), (2, ms(14.0)), (4, ms(22.0))];
+        let capacity = Capacity::measured(ms(80.0), &steps, 64);
+        assert_eq!(capacity.sessions(), 14, "6 + 4 n milliseconds in 64");
+        assert!(capacity.is_real_time());
+        assert!((capacity.step_time(3).as_secs_f64() - 0.018).abs() < 1e-9);
+        assert_eq!(Capacity::measured(ms(80.0), &steps, 5).sessions(), 5);
+        assert_eq!(Capacity::fixed(3).sessions(), 3);
+    }
+
+    #[test]
+    fn a_slow_engine_holds_one_and_says_so() {
+        let capacity = Capacity::measured(ms(80.0), &[(1, ms(100.0))], 64);
+        assert_eq!(capacity.sessions(), 1);
+        assert!(!capacity.is_real_time());
+        assert_eq!(Capacity::measured(ms(80.0), &[(1, ms(20.0))], 64).sessions(), 3);
+    }
+
+    #[test]
+    fn a_busy_machine_admits_fewer() {
+        let mut capacity = Capacity::measured(ms(80.0), &[(1, ms(10.0)), (2, ms(20.0))], 64);
+        assert_eq!(capacity.sessions(), 6);
+        for _ in 0..400 {
+            capacity.observe(2, ms(40.0));
+        }
+        assert_eq!(capacity.sessions(), 3);
+        for _ in 0..400 {
+            capacity.observe(2, ms(20.0));
+        }
+        assert_eq!(capacity.sessions(), 6);
+    }
+}

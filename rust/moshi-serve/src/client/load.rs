@@ -1,0 +1,120 @@
+//! Many conversations at real-time pace, and what they measure together.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{ChatClient, ClientOptions, Latency, converse};
+use crate::error::ServeError;
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// The server.
+    pub url: String,
+    /// How to connect.
+    pub client: ClientOptions,
+    /// Conversations at the same time.
+    pub sessions: usize,
+    /// How long each lasts.
+    pub duration: Duration,
+    /// What they say, again and again, at the rate of the server's model.
+    pub samples: Vec<f32>,
+    /// Samples of a frame.
+    pub frame_samples: usize,
+    /// Time of a frame.
+    pub frame_time: Duration,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Default)]
+pub struct LoadReport {
+    /// Conversations that ran to their end.
+    pub completed: usize,
+    /// Conversations that the server refused, each with the time that it took.
+    pub refused: Vec<Duration>,
+    /// Reasons of refusals and ends before time.
+    pub reasons: Vec<String>,
+    /// Times of all frames.
+    pub latency: Latency,
+    /// Frames whose result came more than a frame's time after their input was sent.
+    pub late_frames: usize,
+    /// Frames sent.
+    pub sent_frames: usize,
+    /// Frames that the server dropped.
+    pub dropped_frames: u64,
+    /// Largest lag that the server told, in milliseconds.
+    pub lag_ms: u64,
+}
+
+/// Runs the conversations, their starts spread over a frame's time. Setting `stop` ends them.
+///
+/// # Errors
+/// [`ServeError`] when not even one can connect.
+pub async fn load_test(
+    options: LoadOptions,
+    stop: Arc<AtomicBool>,
+) -> Result<LoadReport, ServeError> {
+    let options = Arc::new(options);
+    let mut tasks = Vec::new();
+    for number in 0..options.sessions {
+        let (options, stop) = (Arc::clone(&options), Arc::clone(&stop));
+        tasks.push(tokio::spawn(one(options, number, stop)));
+    }
+    let mut report = LoadReport::default();
+    let mut first_error = None;
+    for task in tasks {
+        let outcome =
+            task.await.map_err(|error| ServeError::Config(format!("a session failed: {error}")))?;
+        match outcome {
+            Ok(session) => {
+                match session.closed {
+                    None => report.completed += 1,
+                    Some((code, reason)) => report.reasons.push(format!("{code}: {reason}")),
+                }
+                report.late_frames += session.latency.over(options.frame_time);
+                report.latency.extend(&session.latency);
+                report.sent_frames += session.sent_frames;
+                report.dropped_frames += session.dropped_frames;
+                report.lag_ms = report.lag_ms.max(session.lag_ms);
+            }
+            Err((took, error)) => {
+                report.refused.push(took);
+                report.reasons.push(error.to_string());
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    match first_error {
+        Some(error) if report.refused.len() == options.sessions => Err(error),
+        _ => Ok(report),
+    }
+}
+
+async fn one(
+    options: Arc<LoadOptions>,
+    number: usize,
+    stop: Arc<AtomicBool>,
+) -> Result<super::Report, (Duration, ServeError)> {
+    let delay = options.frame_time * number as u32 / options.sessions.max(1) as u32;
+    tokio::time::sleep(delay).await;
+    let start = Instant::now();
+    let failed = |error| (start.elapsed(), error);
+    let mut parameters = options.client.parameters.clone();
+    parameters.push(("stats".into(), "1".into()));
+    let client = ClientOptions { parameters, ..options.client.clone() };
+    let mut client = ChatClient::connect(&options.url, &client).await.map_err(failed)?;
+    let count = (options.duration.as_secs_f64() / options.frame_time.as_secs_f64()).ceil() as usize;
+    let len = options.samples.len().max(1);
+    let frame = |index: usize| {
+        let at = index * options.frame_samples;
+        let sample = |i: usize| options.samples.get((at + i) % len).copied().unwrap_or(0.0);
+        (0..options.frame_samples).map(sample).collect::<Vec<f32>>()
+    };
+    let frames = (0..count).map(frame);
+    let stopped = || stop.load(Ordering::Relaxed);
+    let report =
+        converse(&mut client, frames, options.frame_time, |_| {}, stopped).await.map_err(failed)?;
+    client.close().await;
+    Ok(report)
+}

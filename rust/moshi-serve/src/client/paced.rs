@@ -1,0 +1,134 @@
+//! A conversation from a recording, at the pace of speech.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{ChatClient, ClientEvent, Latency};
+use crate::error::ServeError;
+
+/// Time for the first message, and for the last frames.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Pause between looks at whether to stop.
+const LOOK_AROUND: Duration = Duration::from_millis(50);
+/// Time for the text that follows the last audio.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// What a conversation gave and how it went.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// The model's audio.
+    pub samples: Vec<f32>,
+    /// What it said.
+    pub text: String,
+    /// From sending a frame to having its result.
+    pub latency: Latency,
+    /// Frames sent.
+    pub sent_frames: usize,
+    /// Largest lag that the server told, in milliseconds.
+    pub lag_ms: u64,
+    /// Frames that the server dropped.
+    pub dropped_frames: u64,
+    /// The newest metadata.
+    pub metadata: Value,
+    /// What the server told its users.
+    pub notices: Vec<String>,
+    /// How the server ended it, if it did: code and reason.
+    pub closed: Option<(u16, String)>,
+}
+
+/// Sends frames of `frame` samples, one each frame time, and takes what comes until every frame has
+/// its result, or the server ends, or `stop` says so. The server must listen already or refuse.
+///
+/// # Errors
+/// [`ServeError::Connect`] when the server never listens.
+pub async fn converse(
+    client: &mut ChatClient,
+    frames: impl Iterator<Item = Vec<f32>>,
+    frame_time: Duration,
+    mut heard: impl FnMut(&ClientEvent),
+    stop: impl Fn() -> bool,
+) -> Result<Report, ServeError> {
+    let mut report = Report::default();
+    let refused = |reason: String| ServeError::Connect { url: "server".into(), reason };
+    loop {
+        match tokio::time::timeout(PATIENCE, client.next()).await {
+            Err(_) => return Err(refused("it does not listen; it may be full".into())),
+            Ok(ClientEvent::Ready) => break,
+            Ok(ClientEvent::Closed(said)) => {
+                let said = said.map_or_else(
+                    || "the connection broke".to_owned(),
+                    |(code, reason)| format!("refused with code {code}: {reason}"),
+                );
+                return Err(refused(said));
+            }
+            Ok(event) => take(&mut report, event, &mut heard),
+        }
+    }
+    let mut frames = frames.peekable();
+    let mut sent_at = VecDeque::new();
+    let mut answered = 0;
+    let samples_per_frame = frames.peek().map_or(1, |frame| frame.len().max(1));
+    let start = Instant::now();
+    let mut next = start;
+    loop {
+        if stop() {
+            break;
+        }
+        if frames.peek().is_none() {
+            let missing = (report.sent_frames as u64).saturating_sub(report.dropped_frames);
+            let wait = if answered as u64 >= missing { LAST_WORDS } else { PATIENCE };
+            if Instant::now() >= next + wait {
+                break;
+            }
+        }
+        tokio::select! {
+            () = sleep_until(next), if frames.peek().is_some() => {
+                let Some(frame) = frames.next() else { continue };
+                sent_at.push_back(Instant::now());
+                report.sent_frames += 1;
+                if !client.send(&frame).await? {
+                    break;
+                }
+                next += frame_time;
+            }
+            event = client.next() => {
+                if let ClientEvent::Closed(said) = event {
+                    report.closed = said;
+                    break;
+                }
+                let dropped = report.dropped_frames;
+                take(&mut report, event, &mut heard);
+                // The oldest go first; they have no answer.
+                let more = report.dropped_frames.saturating_sub(dropped) as usize;
+                sent_at.drain(..more.min(sent_at.len()));
+                // Output frame n answers input frame n of those that were not dropped.
+                while answered < report.samples.len() / samples_per_frame {
+                    answered += 1;
+                    if let Some(at) = sent_at.pop_front() {
+                        report.latency.add(at.elapsed());
+                    }
+                }
+            }
+            () = sleep(LOOK_AROUND) => {}
+        }
+    }
+    Ok(report)
+}
+
+fn take(report: &mut Report, event: ClientEvent, heard: &mut impl FnMut(&ClientEvent)) {
+    heard(&event);
+    match event {
+        ClientEvent::Audio(samples) => report.samples.extend(samples),
+        ClientEvent::Text(text) => report.text.push_str(&text),
+        ClientEvent::Metadata(metadata) => {
+            report.lag_ms = report.lag_ms.max(metadata["lag_ms"].as_u64().unwrap_or(0));
+            report.dropped_frames = metadata["dropped_frames"].as_u64().unwrap_or(0);
+            report.metadata = metadata;
+        }
+        ClientEvent::Notice(text) => report.notices.push(text),
+        ClientEvent::Ready | ClientEvent::Closed(_) => {}
+    }
+}

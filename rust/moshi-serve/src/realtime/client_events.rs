@@ -1,0 +1,142 @@
+//! What a Realtime client asks for, and the answers.
+
+use serde_json::{Value, json};
+
+use super::audio::{AudioIn, AudioOut};
+use super::events::{BadSetting, id};
+use super::{Sent, Session};
+
+/// The shortest commit, in milliseconds.
+const MIN_COMMIT_MS: u64 = 100;
+const BAD_REQUEST: &str = "invalid_request_error";
+
+impl Session<'_> {
+    pub(super) async fn obey(&mut self, message: &[u8]) -> Sent {
+        let Ok(event) = serde_json::from_slice::<Value>(message) else {
+            return self.error(BAD_REQUEST, "invalid_json", None, "not JSON", None).await;
+        };
+        let cause = event.get("event_id").cloned();
+        let cause = cause.as_ref();
+        match event["type"].as_str().unwrap_or_default() {
+            "session.update" => self.update(&event["session"], cause).await,
+            "input_audio_buffer.append" => {
+                let samples = event["audio"].as_str().and_then(|audio| self.ears.decode(audio));
+                match samples {
+                    Some(samples) => self.hear(&samples).await,
+                    None => {
+                        let text = "audio is not base64";
+                        self.error(BAD_REQUEST, "invalid_value", Some("audio"), text, cause).await
+                    }
+                }
+            }
+            "input_audio_buffer.commit" => {
+                let rate = u64::from(self.app.hub.card().sample_rate_hz);
+                if self.heard.uncommitted * 1000 < MIN_COMMIT_MS * rate {
+                    let text = "less than 100 ms of audio came since the last commit";
+                    let code = "input_audio_buffer_commit_empty";
+                    return self.error(BAD_REQUEST, code, None, text, cause).await;
+                }
+                let item = self.heard.speaking.take().unwrap_or_else(|| id("item"));
+                self.commit(item).await
+            }
+            "input_audio_buffer.clear" => {
+                self.handle.clear_input();
+                self.heard.uncommitted = 0;
+                self.send("input_audio_buffer.cleared", json!({})).await
+            }
+            "response.create" => self.request_response(&event["response"], cause).await,
+            "response.cancel" => {
+                let open = self.response.as_ref().is_some_and(|response| !response.muted);
+                if !open {
+                    let text = "Cancellation failed: no active response found";
+                    let code = "response_cancel_not_active";
+                    return self.error(BAD_REQUEST, code, None, text, cause).await;
+                }
+                self.close_response("cancelled", Some("client_cancelled")).await
+            }
+            "conversation.item.create" => self.create_item(&event).await,
+            "conversation.item.retrieve" => match self.find(&event) {
+                Some(at) => {
+                    let item = self.items[at].clone();
+                    self.send("conversation.item.retrieved", json!({ "item": item })).await
+                }
+                None => self.no_item(cause).await,
+            },
+            "conversation.item.delete" => match self.find(&event) {
+                Some(at) => {
+                    let item = self.items.remove(at);
+                    let body = json!({ "item_id": item["id"] });
+                    self.send("conversation.item.deleted", body).await
+                }
+                None => self.no_item(cause).await,
+            },
+            "conversation.item.truncate" => {
+                let body = json!({
+                    "item_id": event["item_id"],
+                    "content_index": event["content_index"].as_u64().unwrap_or(0),
+                    "audio_end_ms": event["audio_end_ms"].as_u64().unwrap_or(0),
+                });
+                self.send("conversation.item.truncated", body).await
+            }
+            // For other transports.
+            "output_audio_buffer.clear" => Ok(()),
+            _ => {
+                let text = "no such event";
+                self.error(BAD_REQUEST, "invalid_value", Some("type"), text, cause).await
+            }
+        }
+    }
+
+    async fn update(&mut self, given: &Value, cause: Option<&Value>) -> Sent {
+        let before = (self.settings.input, self.settings.output);
+        if let Err(BadSetting(param, reason)) = self.settings.update(given) {
+            return self.error(BAD_REQUEST, "invalid_value", Some(param), reason, cause).await;
+        }
+        let model_hz = self.app.hub.card().sample_rate_hz;
+        if self.settings.input != before.0 {
+            self.ears = AudioIn::new(self.settings.input, model_hz);
+        }
+        if self.settings.output != before.1 {
+            self.mouth = AudioOut::new(self.settings.output, model_hz);
+        }
+        let session = self.settings.json(self.dialect);
+        self.send("session.updated", json!({ "session": session })).await
+    }
+
+    async fn request_response(&mut self, asked: &Value, cause: Option<&Value>) -> Sent {
+        if !self.turns.request() {
+            // One that was cancelled is over for the client; what the model says now is the next.
+            let muted = self.response.as_ref().is_some_and(|response| response.muted);
+            if !muted {
+                let text = "the model is speaking already; wait for response.done";
+                let code = "conversation_already_has_active_response";
+                return self.error(BAD_REQUEST, code, None, text, cause).await;
+            }
+        }
+        let metadata = asked.get("metadata").cloned().unwrap_or_default();
+        self.open_response(metadata).await
+    }
+
+    /// The model reads no text; clients wait for the answer all the same.
+    async fn create_item(&mut self, event: &Value) -> Sent {
+        let mut item = event["item"].clone();
+        if !item.is_object() {
+            item = json!({ "type": "message", "role": "user", "content": [] });
+        }
+        if !item["id"].is_string() {
+            item["id"] = id("item").into();
+        }
+        item["object"] = "realtime.item".into();
+        item["status"] = "completed".into();
+        self.add_item(item).await
+    }
+
+    fn find(&self, event: &Value) -> Option<usize> {
+        self.items.iter().position(|item| item["id"] == event["item_id"])
+    }
+
+    async fn no_item(&mut self, cause: Option<&Value>) -> Sent {
+        let text = "no such item";
+        self.error(BAD_REQUEST, "item_not_found", Some("item_id"), text, cause).await
+    }
+}

@@ -1,0 +1,341 @@
+//! OpenAI's Live protocol at `/v1/live/sessions`: audio in both directions all the time, as the
+//! model itself works. One delta a step; the time of a session is the time that the model has heard.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{Request, Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use super::audio::{AudioIn, AudioOut, Format};
+use super::events::id;
+use super::{MAX_BACKLOG_FRAMES, MAX_MESSAGE_BYTES, PAUSE, TICK, session_request};
+use crate::hub::{End, OpenError, OutputFrame, SessionHandle};
+use crate::routes::{App, refusal};
+use crate::server::Counted;
+use crate::websocket::{Received, Socket, upgrade};
+
+/// Time for the first event.
+const START: Duration = Duration::from_secs(10);
+/// Pause between reports of usage, and between pings.
+const USAGE_EVERY: Duration = Duration::from_secs(10);
+const DEAD_AFTER: Duration = Duration::from_secs(25);
+
+/// `GET /v1/live/sessions`.
+pub(crate) async fn handler(
+    State(app): State<Arc<App>>,
+    axum::Extension(counted): axum::Extension<Counted>,
+    mut request: Request<Body>,
+) -> Response<Body> {
+    if app.drain.borrow().is_some() {
+        let reason = OpenError::Draining.to_string();
+        return refusal(StatusCode::SERVICE_UNAVAILABLE, "server_draining", &reason);
+    }
+    upgrade(&mut request, "realtime", MAX_MESSAGE_BYTES, move |socket| async move {
+        run(&app, socket).await;
+        drop(counted);
+    })
+}
+
+/// The connection is gone.
+struct Gone;
+
+async fn run(app: &App, mut socket: Socket) {
+    let start = match timeout(START, first_event(&mut socket)).await {
+        Ok(Some(start)) => start,
+        Ok(None) => return,
+        Err(_) => return socket.close(1008, "no session.start within 10 s").await,
+    };
+    let refuse =
+        |code: &str, message: &str| error_event(code, message, None, start.get("event_id"));
+    if start["type"] != "session.start" {
+        let text = "the first event must be session.start";
+        socket.send_text(refuse("invalid_value", text).to_string()).await;
+        return socket.close(1008, text).await;
+    }
+    let asked = &start["session"]["audio"]["format"];
+    let format = if asked.is_null() { Some(Format::default()) } else { Format::parse(asked) };
+    let Some(format) = format else {
+        let text = "unknown audio format";
+        socket.send_text(refuse("invalid_value", text).to_string()).await;
+        return socket.close(1008, text).await;
+    };
+    let handle = match app.hub.open(session_request("live")).await {
+        Ok(handle) => handle,
+        Err(error) => {
+            let (code, close) = match &error {
+                OpenError::Full { .. } => ("session_limit_reached", 1013),
+                OpenError::Draining => ("server_draining", 1001),
+                _ => ("internal_error", 1011),
+            };
+            let text = error.to_string();
+            socket.send_text(refuse(code, &text).to_string()).await;
+            return socket.close(close, &text).await;
+        }
+    };
+    let model_hz = app.hub.card().sample_rate_hz;
+    let mut resource = start["session"].clone();
+    if !resource.is_object() {
+        resource = json!({});
+    }
+    resource["id"] = id("live").into();
+    resource["object"] = "live.session".into();
+    resource["status"] = "active".into();
+    // Sessions have no end of their own; a day is a promise that can be kept.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    resource["expires_at"] = (now + 86_400).into();
+    if resource["audio"].is_null() {
+        resource["audio"] = json!({});
+    }
+    resource["audio"]["format"] = format.json();
+    let session = Live {
+        app,
+        socket,
+        handle,
+        resource,
+        ears: AudioIn::new(format, model_hz),
+        mouth: AudioOut::new(format, model_hz),
+        muted: false,
+        last: None,
+        backlog: 0,
+        steps: 0,
+        informed: false,
+    };
+    session.run(start.get("event_id").cloned()).await;
+}
+
+async fn first_event(socket: &mut Socket) -> Option<Value> {
+    loop {
+        let text = match socket.receive().await {
+            Received::Text(text) => text.into_bytes(),
+            Received::Binary(bytes) => bytes.to_vec(),
+            Received::Pong => continue,
+            Received::Closed | Received::Lost | Received::TooLarge => return None,
+        };
+        return Some(serde_json::from_slice(&text).unwrap_or_default());
+    }
+}
+
+fn error_event(code: &str, message: &str, param: Option<&str>, cause: Option<&Value>) -> Value {
+    let kind = match code {
+        "session_limit_reached" => "rate_limit_error",
+        "server_draining" | "internal_error" => "server_error",
+        _ => "invalid_request_error",
+    };
+    json!({
+        "type": "error",
+        "event_id": id("event"),
+        "error": {
+            "code": code,
+            "message": message,
+            "type": kind,
+            "param": param,
+            "client_event_id": cause.cloned().unwrap_or_default(),
+        },
+    })
+}
+
+struct Live<'a> {
+    app: &'a App,
+    socket: Socket,
+    handle: SessionHandle,
+    resource: Value,
+    ears: AudioIn,
+    mouth: AudioOut,
+    muted: bool,
+    last: Option<Instant>,
+    backlog: usize,
+    steps: u64,
+    informed: bool,
+}
+
+impl Live<'_> {
+    async fn run(mut self, cause: Option<Value>) {
+        let ending = self.converse(cause).await;
+        let Self { socket, handle, .. } = self;
+        handle.close();
+        if let Ok((code, reason)) = ending {
+            socket.close(code, reason).await;
+        }
+    }
+
+    async fn converse(&mut self, cause: Option<Value>) -> Result<(u16, &'static str), Gone> {
+        let body = json!({ "session": self.resource, "client_event_id": cause });
+        self.send("session.started", body).await?;
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut usage = interval(USAGE_EVERY);
+        usage.reset();
+        let mut ended = pin!(self.handle.ended());
+        let mut alive = Instant::now();
+        loop {
+            tokio::select! {
+                end = &mut ended => return self.over(end).await,
+                frame = self.handle.next() => {
+                    let Some(frame) = frame else {
+                        let end = self.handle.end_reason().unwrap_or(End::Failed);
+                        return self.over(end).await;
+                    };
+                    self.backlog = self.handle.pump();
+                    self.speak(frame).await?;
+                }
+                received = self.socket.receive(), if self.backlog < MAX_BACKLOG_FRAMES => {
+                    alive = Instant::now();
+                    let event = match received {
+                        Received::Text(text) => text.into_bytes(),
+                        Received::Binary(bytes) => bytes.to_vec(),
+                        Received::Pong => continue,
+                        Received::Closed => return Ok((1000, "")),
+                        Received::Lost => return Err(Gone),
+                        Received::TooLarge => return Ok((1009, "message too large")),
+                    };
+                    if self.obey(&event).await? {
+                        return self.closed("close_requested", 1000, "").await;
+                    }
+                }
+                _ = tick.tick() => {
+                    self.backlog = self.handle.pump();
+                    let frame_time = self.app.hub.card().frame_time();
+                    let paused = self.last.filter(|last| last.elapsed() > PAUSE);
+                    if let (Some(last), 0) = (paused, self.backlog) {
+                        self.last = Some(last + frame_time);
+                        self.handle.offer(&vec![0.0; self.app.hub.card().frame_samples]);
+                    }
+                }
+                _ = usage.tick() => {
+                    let held_back = self.backlog >= MAX_BACKLOG_FRAMES;
+                    if (alive.elapsed() > DEAD_AFTER && !held_back) || !self.socket.ping().await {
+                        return Err(Gone);
+                    }
+                    let body = json!({
+                        "usage": { "seconds": self.seconds() },
+                        "context_window": { "usage_ratio": 0.0 },
+                    });
+                    self.send("session.usage.updated", body).await?;
+                }
+            }
+        }
+    }
+
+    /// Does what an event asks for; true when it asks for the end.
+    async fn obey(&mut self, message: &[u8]) -> Result<bool, Gone> {
+        let event: Value = serde_json::from_slice(message).unwrap_or_default();
+        let cause = event.get("event_id");
+        match event["type"].as_str().unwrap_or_default() {
+            "session.input_audio.append" => {
+                let audio = event["audio"].as_str().and_then(|audio| self.ears.decode(audio));
+                let Some(mut samples) = audio else {
+                    let error =
+                        error_event("invalid_value", "audio is not base64", Some("audio"), cause);
+                    return self.send_event(error).await.map(|()| false);
+                };
+                if self.muted {
+                    samples.fill(0.0);
+                }
+                self.last = Some(Instant::now());
+                self.backlog = self.handle.offer(&samples);
+            }
+            "session.input_audio.mute" => {
+                self.muted = true;
+                self.send("session.input_audio.muted", json!({ "client_event_id": cause })).await?;
+            }
+            "session.input_audio.unmute" => {
+                self.muted = false;
+                self.send("session.input_audio.unmuted", json!({ "client_event_id": cause }))
+                    .await?;
+            }
+            kind @ ("session.instructions.append"
+            | "session.thinking.append"
+            | "session.commentary.append") => {
+                let name = format!("{kind}ed");
+                let now = self.milliseconds();
+                let body = json!({ "start_ms": now, "end_ms": now, "client_event_id": cause });
+                self.send(&name, body).await?;
+                if !std::mem::replace(&mut self.informed, true) {
+                    let text = "this model reads no text; what is appended has no effect";
+                    let body = json!({ "code": "context_ignored", "message": text });
+                    self.send("info", body).await?;
+                }
+            }
+            "session.update" => {
+                for name in ["delegation", "triggers"] {
+                    if let Some(value) = event["session"].get(name) {
+                        self.resource[name] = value.clone();
+                    }
+                }
+                let body = json!({ "session": self.resource, "client_event_id": cause });
+                self.send("session.updated", body).await?;
+            }
+            "session.close" => return Ok(true),
+            _ => {
+                let text = "no such event, or one that this model cannot follow";
+                self.send_event(error_event("unsupported", text, Some("type"), cause)).await?;
+            }
+        }
+        Ok(false)
+    }
+
+    async fn speak(&mut self, frame: OutputFrame) -> Result<(), Gone> {
+        let start = self.milliseconds();
+        self.steps += 1;
+        let delta = self.mouth.encode(&frame.pcm);
+        if !delta.is_empty() {
+            let event = json!({ "type": "session.output_audio.delta", "delta": delta });
+            self.send_event(event).await?;
+        }
+        if !frame.text.is_empty() {
+            let end = self.milliseconds();
+            let body = json!({ "delta": frame.text, "start_ms": start, "end_ms": end });
+            self.send("session.output_transcript.delta", body).await?;
+        }
+        Ok(())
+    }
+
+    async fn over(&mut self, end: End) -> Result<(u16, &'static str), Gone> {
+        match end {
+            End::Idle => self.closed("expired", 1000, "no audio for too long").await,
+            End::TakenOver => self.closed("close_requested", 1000, "resumed elsewhere").await,
+            End::Draining => self.closed("expired", 1001, "the server is shutting down").await,
+            End::SlowReader => Ok((1008, "slow reader: output was not taken in time")),
+            End::Failed => Ok((1011, "internal error")),
+        }
+    }
+
+    async fn closed(
+        &mut self,
+        reason: &str,
+        code: u16,
+        text: &'static str,
+    ) -> Result<(u16, &'static str), Gone> {
+        self.resource["status"] = "closed".into();
+        let body = json!({
+            "reason": reason,
+            "session": self.resource,
+            "usage": { "seconds": self.seconds() },
+        });
+        self.send("session.closed", body).await?;
+        Ok((code, text))
+    }
+
+    fn milliseconds(&self) -> u64 {
+        self.steps * self.app.hub.card().frame_time().as_millis() as u64
+    }
+
+    fn seconds(&self) -> f64 {
+        self.steps as f64 * self.app.hub.card().frame_time().as_secs_f64()
+    }
+
+    async fn send(&mut self, name: &str, mut body: Value) -> Result<(), Gone> {
+        body["type"] = name.into();
+        body["event_id"] = id("event").into();
+        self.send_event(body).await
+    }
+
+    async fn send_event(&mut self, event: Value) -> Result<(), Gone> {
+        if self.socket.send_text(event.to_string()).await { Ok(()) } else { Err(Gone) }
+    }
+}

@@ -1,0 +1,465 @@
+//! OpenAI's Realtime protocol at `/v1/realtime`, over a model that has no turns.
+//!
+//! The model always hears and may always speak; [`turn`] cuts what it says into responses. A commit
+//! or a request for a response changes nothing in the model, but is answered as clients expect.
+//! Settings that mean nothing here are kept and told back, never refused: some clients end at the
+//! first error. Where a client pauses its audio, the model hears silence at the pace of time.
+
+pub(crate) mod audio;
+mod client_events;
+mod events;
+pub(crate) mod live;
+mod turn;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, Request, Response as HttpResponse, StatusCode};
+use serde_json::{Value, json};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use self::audio::{AudioIn, AudioOut};
+use self::events::{Dialect, Response, Settings, id};
+use self::turn::{Turn, Turns, rms};
+use crate::auth::protocols;
+use crate::backend::StreamOptions;
+use crate::hub::{End, OpenError, OutputFrame, SessionHandle, SessionRequest};
+use crate::routes::{App, refusal};
+use crate::scheduler::Overflow;
+use crate::server::Counted;
+use crate::websocket::{Received, Socket, upgrade};
+
+/// Largest message: a quarter of a minute of samples, in base64.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 2 << 20;
+/// Frames that a connection holds for the model before it reads no more: ten seconds.
+pub(crate) const MAX_BACKLOG_FRAMES: usize = 125;
+/// Without audio for so long, the model hears silence.
+pub(crate) const PAUSE: Duration = Duration::from_millis(160);
+/// Pause between looks at the clock.
+pub(crate) const TICK: Duration = Duration::from_millis(20);
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// A peer that sends nothing, not even answers to pings, for so long is gone.
+const DEAD_AFTER: Duration = Duration::from_secs(25);
+
+/// `GET /v1/realtime`.
+pub(crate) async fn handler(
+    State(app): State<Arc<App>>,
+    axum::Extension(counted): axum::Extension<Counted>,
+    mut request: Request<Body>,
+) -> HttpResponse<Body> {
+    if app.drain.borrow().is_some() {
+        let reason = OpenError::Draining.to_string();
+        return refusal(StatusCode::SERVICE_UNAVAILABLE, "server_draining", &reason);
+    }
+    let dialect = dialect(request.headers());
+    upgrade(&mut request, "realtime", MAX_MESSAGE_BYTES, move |socket| async move {
+        run(&app, socket, dialect).await;
+        drop(counted);
+    })
+}
+
+fn dialect(headers: &HeaderMap) -> Dialect {
+    let header = headers.get("openai-beta").is_some_and(|value| value == "realtime=v1");
+    let offered = protocols(headers).any(|offer| offer == "openai-beta.realtime-v1");
+    if header || offered { Dialect::Beta } else { Dialect::Current }
+}
+
+/// A session for a protocol whose input may come faster than life.
+pub(crate) fn session_request(protocol: &'static str) -> SessionRequest {
+    SessionRequest {
+        stream: StreamOptions::default(),
+        overflow: Overflow::PushBack,
+        resume: None,
+        protocol,
+    }
+}
+
+async fn run(app: &App, mut socket: Socket, dialect: Dialect) {
+    let handle = match app.hub.open(session_request("realtime")).await {
+        Ok(handle) => handle,
+        Err(error) => {
+            let (kind, code, close) = match &error {
+                OpenError::Full { .. } => ("rate_limit_error", "session_limit_reached", 1013),
+                OpenError::Draining => ("server_error", "server_draining", 1001),
+                _ => ("server_error", "internal_error", 1011),
+            };
+            let text = error.to_string();
+            let body = json!({ "type": kind, "code": code, "message": text, "param": null });
+            let event = json!({ "type": "error", "event_id": id("event"), "error": body });
+            socket.send_text(event.to_string()).await;
+            return socket.close(close, &text).await;
+        }
+    };
+    let model_hz = app.hub.card().sample_rate_hz;
+    let settings = Settings::new(&app.hub.card().name);
+    let session = Session {
+        app,
+        ears: AudioIn::new(settings.input, model_hz),
+        mouth: AudioOut::new(settings.output, model_hz),
+        settings,
+        dialect,
+        socket,
+        handle,
+        conversation: id("conv"),
+        turns: Turns::default(),
+        response: None,
+        items: Vec::new(),
+        heard: Heard::default(),
+        backlog: 0,
+    };
+    session.run().await;
+}
+
+/// What is known about the input.
+#[derive(Default)]
+struct Heard {
+    /// Samples since the session began, at the model's rate.
+    samples: u64,
+    /// Samples since the last commit.
+    uncommitted: u64,
+    /// When audio came last, or silence was put in its place.
+    last: Option<Instant>,
+    /// Loudness of the newest frames, for who wants to know when the user speaks.
+    loud: [bool; 4],
+    speaking: Option<String>,
+    quiet: u64,
+}
+
+/// Items that can be asked for; older ones are forgotten.
+const MAX_ITEMS: usize = 256;
+
+struct Session<'a> {
+    app: &'a App,
+    socket: Socket,
+    handle: SessionHandle,
+    dialect: Dialect,
+    settings: Settings,
+    conversation: String,
+    ears: AudioIn,
+    mouth: AudioOut,
+    turns: Turns,
+    response: Option<Response>,
+    items: Vec<Value>,
+    heard: Heard,
+    backlog: usize,
+}
+
+/// The connection is gone.
+struct Gone;
+
+type Sent = Result<(), Gone>;
+
+impl Session<'_> {
+    async fn run(mut self) {
+        let ending = self.converse().await;
+        let Self { socket, handle, .. } = self;
+        // These clients begin anew when they connect again.
+        handle.close();
+        if let Ok((code, reason)) = ending {
+            socket.close(code, &reason).await;
+        }
+    }
+
+    async fn converse(&mut self) -> Result<(u16, String), Gone> {
+        let session = self.settings.json(self.dialect);
+        self.send("session.created", json!({ "session": session })).await?;
+        if self.dialect == Dialect::Beta {
+            let conversation =
+                json!({ "id": self.conversation, "object": "realtime.conversation" });
+            self.send("conversation.created", json!({ "conversation": conversation })).await?;
+        }
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ping = interval(PING_EVERY);
+        ping.reset();
+        let mut ended = pin!(self.handle.ended());
+        let mut alive = Instant::now();
+        let mut drain = self.app.drain.clone();
+        let mut told = false;
+        loop {
+            tokio::select! {
+                end = &mut ended => return Ok(farewell(end)),
+                frame = self.handle.next() => {
+                    let Some(frame) = frame else {
+                        return Ok(farewell(self.handle.end_reason().unwrap_or(End::Failed)));
+                    };
+                    self.backlog = self.handle.pump();
+                    let turn = self.turns.step(frame);
+                    self.speak(turn).await?;
+                }
+                received = self.socket.receive(), if self.backlog < MAX_BACKLOG_FRAMES => {
+                    alive = Instant::now();
+                    match received {
+                        Received::Text(text) => self.obey(text.as_bytes()).await?,
+                        Received::Binary(bytes) => self.obey(&bytes).await?,
+                        Received::Pong => {}
+                        Received::Closed => return Ok((1000, String::new())),
+                        Received::Lost => return Err(Gone),
+                        Received::TooLarge => {
+                            let reason = format!("messages have at most {MAX_MESSAGE_BYTES} bytes");
+                            return Ok((1009, reason));
+                        }
+                    }
+                }
+                _ = tick.tick() => {
+                    self.backlog = self.handle.pump();
+                    self.fill_pause();
+                }
+                _ = ping.tick() => {
+                    let held_back = self.backlog >= MAX_BACKLOG_FRAMES;
+                    if (alive.elapsed() > DEAD_AFTER && !held_back) || !self.socket.ping().await {
+                        return Err(Gone);
+                    }
+                }
+                changed = drain.changed(), if !told => {
+                    told = true;
+                    if changed.is_ok() {
+                        let text = "the server is shutting down; connect to another one soon";
+                        self.error("server_error", "server_draining", None, text, None).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Once audio has come, a pause in it is silence at the pace of time.
+    fn fill_pause(&mut self) {
+        let card = self.app.hub.card();
+        let Some(last) = self.heard.last.filter(|last| last.elapsed() > PAUSE) else { return };
+        if self.backlog == 0 {
+            self.heard.last = Some(last + card.frame_time());
+            self.handle.offer(&vec![0.0; card.frame_samples]);
+        }
+    }
+
+    async fn hear(&mut self, samples: &[f32]) -> Sent {
+        let rate = u64::from(self.app.hub.card().sample_rate_hz);
+        self.heard.last = Some(Instant::now());
+        self.heard.samples += samples.len() as u64;
+        self.heard.uncommitted += samples.len() as u64;
+        self.backlog = self.handle.offer(samples);
+        if self.settings.turn_detection.is_null() {
+            return Ok(());
+        }
+        let detection = &self.settings.turn_detection;
+        let threshold = detection["threshold"].as_f64().unwrap_or(0.5);
+        let level = 10f32.powf((-60.0 + 40.0 * threshold as f32) / 20.0);
+        let patience = detection["silence_duration_ms"].as_u64().unwrap_or(500);
+        let now_ms = self.heard.samples * 1000 / rate;
+        let loud = rms(samples) >= level;
+        self.heard.loud.rotate_left(1);
+        self.heard.loud[3] = loud;
+        self.heard.quiet = if loud { 0 } else { self.heard.quiet + samples.len() as u64 };
+        let enough = self.heard.loud.iter().filter(|&&loud| loud).count() >= 3;
+        match self.heard.speaking.take() {
+            None if enough => {
+                let item = id("item");
+                self.heard.speaking = Some(item.clone());
+                let body = json!({ "item_id": item, "audio_start_ms": now_ms.saturating_sub(300) });
+                self.send("input_audio_buffer.speech_started", body).await
+            }
+            Some(item) if self.heard.quiet * 1000 / rate >= patience => {
+                let body = json!({ "item_id": item, "audio_end_ms": now_ms });
+                self.send("input_audio_buffer.speech_stopped", body).await?;
+                self.commit(item).await
+            }
+            speaking => {
+                self.heard.speaking = speaking;
+                Ok(())
+            }
+        }
+    }
+
+    /// Tells that what was heard until now is an item of the conversation.
+    async fn commit(&mut self, item: String) -> Sent {
+        self.heard.uncommitted = 0;
+        let previous = self.items.last().map_or(Value::Null, |item| item["id"].clone());
+        let body = json!({ "item_id": item, "previous_item_id": previous });
+        self.send("input_audio_buffer.committed", body).await?;
+        self.add_item(json!({
+            "id": item,
+            "object": "realtime.item",
+            "type": "message",
+            "status": "completed",
+            "role": "user",
+            "content": [{ "type": "input_audio", "transcript": null }],
+        }))
+        .await
+    }
+
+    async fn add_item(&mut self, item: Value) -> Sent {
+        let previous = self.items.last().map_or(Value::Null, |item| item["id"].clone());
+        let body = json!({ "item": item, "previous_item_id": previous });
+        if self.items.len() == MAX_ITEMS {
+            self.items.remove(0);
+        }
+        self.items.push(item);
+        if self.dialect == Dialect::Beta {
+            return self.send("conversation.item.created", body).await;
+        }
+        self.send("conversation.item.added", body.clone()).await?;
+        self.send("conversation.item.done", body).await
+    }
+
+    async fn speak(&mut self, turn: Turn) -> Sent {
+        if turn.opens {
+            self.open_response(Value::Null).await?;
+        }
+        for frame in turn.frames {
+            self.speak_frame(frame).await?;
+        }
+        if turn.closes {
+            self.close_response("completed", None).await?;
+        }
+        Ok(())
+    }
+
+    async fn open_response(&mut self, metadata: Value) -> Sent {
+        let response = Response::new(metadata);
+        let object =
+            response.json(&self.settings, self.dialect, &self.conversation, "in_progress", None);
+        let item = response.item_json(&self.settings, self.dialect, "in_progress");
+        let previous = self.items.last().map_or(Value::Null, |item| item["id"].clone());
+        let ids = ids(&response);
+        let response_id = response.id.clone();
+        self.response = Some(response);
+        self.send("response.created", json!({ "response": object })).await?;
+        let body = json!({ "response_id": response_id, "output_index": 0, "item": item });
+        self.send("response.output_item.added", body).await?;
+        let name = match self.dialect {
+            Dialect::Current => "conversation.item.added",
+            Dialect::Beta => "conversation.item.created",
+        };
+        self.send(name, json!({ "item": item, "previous_item_id": previous })).await?;
+        let part = if self.settings.text_only {
+            json!({ "type": "text", "text": "" })
+        } else {
+            json!({ "type": "audio", "transcript": "" })
+        };
+        self.send("response.content_part.added", with(&ids, "part", part)).await
+    }
+
+    async fn speak_frame(&mut self, frame: OutputFrame) -> Sent {
+        let limit = self.settings.max_output_tokens.as_u64().unwrap_or(u64::MAX);
+        let text_only = self.settings.text_only;
+        let Some(response) = self.response.as_mut().filter(|response| !response.muted) else {
+            return Ok(());
+        };
+        response.frames += 1;
+        response.words += u64::from(!frame.text.is_empty());
+        response.transcript.push_str(&frame.text);
+        let (ids, full) = (ids(response), response.words >= limit);
+        if !text_only {
+            let delta = self.mouth.encode(&frame.pcm);
+            if !delta.is_empty() {
+                let body = with(&ids, "delta", delta.into());
+                self.send("response.output_audio.delta", body).await?;
+            }
+        }
+        if !frame.text.is_empty() {
+            let name = if text_only {
+                "response.output_text.delta"
+            } else {
+                "response.output_audio_transcript.delta"
+            };
+            self.send(name, with(&ids, "delta", frame.text.into())).await?;
+        }
+        if full {
+            self.close_response("incomplete", Some("max_output_tokens")).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the end of the response. The model may go on; what it says until its next silence
+    /// belongs to nothing then.
+    async fn close_response(&mut self, status: &'static str, reason: Option<&str>) -> Sent {
+        let Some(response) = self.response.take() else { return Ok(()) };
+        if response.muted {
+            return Ok(());
+        }
+        if self.turns.is_open() {
+            self.response = Some(Response { muted: true, ..response.clone() });
+        }
+        let ids = ids(&response);
+        let transcript = Value::from(response.transcript.clone());
+        let part = if self.settings.text_only {
+            let body = with(&ids, "text", transcript.clone());
+            self.send("response.output_text.done", body).await?;
+            json!({ "type": "text", "text": transcript })
+        } else {
+            self.send("response.output_audio.done", ids.clone()).await?;
+            let body = with(&ids, "transcript", transcript.clone());
+            self.send("response.output_audio_transcript.done", body).await?;
+            json!({ "type": "audio", "transcript": transcript })
+        };
+        self.send("response.content_part.done", with(&ids, "part", part)).await?;
+        let item = response.item_json(&self.settings, self.dialect, status);
+        let body = json!({ "response_id": response.id, "output_index": 0, "item": item });
+        self.send("response.output_item.done", body).await?;
+        if self.dialect == Dialect::Current {
+            let previous = self.items.last().map_or(Value::Null, |item| item["id"].clone());
+            let body = json!({ "item": item, "previous_item_id": previous });
+            self.send("conversation.item.done", body).await?;
+        }
+        if self.items.len() == MAX_ITEMS {
+            self.items.remove(0);
+        }
+        self.items.push(item);
+        let object =
+            response.json(&self.settings, self.dialect, &self.conversation, status, reason);
+        self.send("response.done", json!({ "response": object })).await
+    }
+
+    async fn send(&mut self, name: &'static str, mut body: Value) -> Sent {
+        body["type"] = self.dialect.name(name).into();
+        body["event_id"] = id("event").into();
+        if self.socket.send_text(body.to_string()).await { Ok(()) } else { Err(Gone) }
+    }
+
+    async fn error(
+        &mut self,
+        kind: &str,
+        code: &str,
+        param: Option<&str>,
+        message: &str,
+        cause: Option<&Value>,
+    ) -> Sent {
+        let error = json!({
+            "type": kind,
+            "code": code,
+            "message": message,
+            "param": param,
+            "event_id": cause.cloned().unwrap_or_default(),
+        });
+        self.send("error", json!({ "error": error })).await
+    }
+}
+
+fn farewell(end: End) -> (u16, String) {
+    let (code, reason) = match end {
+        End::SlowReader => (1008, "slow reader: output was not taken in time"),
+        End::Idle => (1000, "no audio for too long"),
+        End::Draining => (1001, "the server is shutting down"),
+        End::TakenOver => (1000, "resumed by another connection"),
+        End::Failed => (1011, "internal error"),
+    };
+    (code, reason.to_owned())
+}
+
+fn ids(response: &Response) -> Value {
+    json!({
+        "response_id": response.id,
+        "item_id": response.item,
+        "output_index": 0,
+        "content_index": 0,
+    })
+}
+
+fn with(ids: &Value, name: &str, value: Value) -> Value {
+    let mut body = ids.clone();
+    body[name] = value;
+    body
+}

@@ -1,0 +1,536 @@
+//! Who may speak, and whose frame is next: a pure data structure without threads, sockets or a
+//! clock. Time is a parameter, counted from any fixed point.
+//!
+//! Every conversation holds a slot from admission to its end. Its frames wait in a bounded queue.
+//! The worker asks [`Scheduler::decide`] what to do; connections call the rest. A slot whose
+//! connection is lost is parked: it keeps its place until its grace is over.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::capacity::Capacity;
+
+/// Name of a slot; never used twice.
+pub type SlotId = u64;
+
+/// What to do with a frame that finds its queue full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overflow {
+    /// Drop the oldest and count it: a dialogue must not fall behind.
+    DropOldest,
+    /// Give the frame back: an upload can wait.
+    PushBack,
+}
+
+/// Why a caller gets no slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Every slot is taken, and so is every place of the waiting line.
+    Full {
+        /// Slots taken, parked ones included.
+        used: usize,
+        /// Slots there are.
+        capacity: usize,
+    },
+    /// The daemon takes no new conversations.
+    Draining,
+}
+
+/// What became of a pushed frame.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Pushed<F> {
+    /// It waits.
+    Accepted,
+    /// It waits, and an older one was dropped.
+    DroppedOldest,
+    /// It did not fit and comes back.
+    Full(F),
+    /// There is no such slot, or it has no connection.
+    Gone,
+}
+
+/// A frame on its way into a step.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ready<F> {
+    /// Whose it is.
+    pub slot: SlotId,
+    /// The frame.
+    pub frame: F,
+    /// When it came.
+    pub arrived: Duration,
+    /// Frames of the same slot that wait behind it.
+    pub waiting: usize,
+    /// Frames of the slot that were dropped so far.
+    pub dropped: u64,
+}
+
+/// What the worker should do now.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Decision<F> {
+    /// Step these, in order of their slots.
+    Step(Vec<Ready<F>>),
+    /// Look again at this time, or when something happens.
+    Wait(Duration),
+    /// Wait until something happens.
+    Idle,
+}
+
+/// Settings of a [`Scheduler`].
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// Time between two frames of one slot.
+    pub frame: Duration,
+    /// Longest wait of a ready frame for those of other slots.
+    pub coalesce: Duration,
+    /// Frames that may wait of a slot that drops.
+    pub max_lag_frames: usize,
+    /// Frames that may wait of a slot that pushes back.
+    pub max_upload_frames: usize,
+    /// Callers that may wait for a slot.
+    pub max_queue: usize,
+    /// How long a slot without a connection is kept.
+    pub grace: Duration,
+    /// Slots that may be parked at the same time.
+    pub max_parked: usize,
+    /// Time without input after which a slot with a connection is given up.
+    pub idle: Duration,
+}
+
+#[derive(Debug)]
+struct Slot<F> {
+    frames: VecDeque<(F, Duration)>,
+    overflow: Overflow,
+    last_input: Duration,
+    /// When the last whole frame came: the next one is due a frame's time later.
+    last_frame: Option<Duration>,
+    dropped: u64,
+    /// Set while there is no connection: when to give up.
+    parked_until: Option<Duration>,
+}
+
+/// The data structure.
+#[derive(Debug)]
+pub struct Scheduler<F> {
+    rules: Rules,
+    capacity: Capacity,
+    slots: BTreeMap<SlotId, Slot<F>>,
+    next: SlotId,
+    line: VecDeque<u64>,
+    next_ticket: u64,
+    draining: bool,
+}
+
+impl<F> Scheduler<F> {
+    /// An empty one.
+    pub fn new(rules: Rules, capacity: Capacity) -> Self {
+        Self {
+            rules,
+            capacity,
+            slots: BTreeMap::new(),
+            next: 1,
+            line: VecDeque::new(),
+            next_ticket: 1,
+            draining: false,
+        }
+    }
+
+    /// Takes a slot at once, past nobody who waits.
+    ///
+    /// # Errors
+    /// A [`Refusal`].
+    pub fn admit(&mut self, now: Duration, overflow: Overflow) -> Result<SlotId, Refusal> {
+        if self.line.is_empty() { self.take_slot(now, overflow) } else { Err(self.full()) }
+    }
+
+    /// Takes a place in the waiting line.
+    ///
+    /// # Errors
+    /// A [`Refusal`].
+    pub fn enqueue(&mut self) -> Result<u64, Refusal> {
+        if self.draining {
+            return Err(Refusal::Draining);
+        }
+        if self.line.len() >= self.rules.max_queue {
+            return Err(self.full());
+        }
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.line.push_back(ticket);
+        Ok(ticket)
+    }
+
+    /// A slot for who waits first in line; `None` for everybody else, and while all are taken.
+    ///
+    /// # Errors
+    /// [`Refusal::Draining`].
+    pub fn admit_waiting(
+        &mut self,
+        ticket: u64,
+        now: Duration,
+        overflow: Overflow,
+    ) -> Result<Option<SlotId>, Refusal> {
+        if self.line.front() != Some(&ticket) {
+            return if self.draining { Err(Refusal::Draining) } else { Ok(None) };
+        }
+        match self.take_slot(now, overflow) {
+            Ok(slot) => {
+                self.line.pop_front();
+                Ok(Some(slot))
+            }
+            Err(Refusal::Full { .. }) => Ok(None),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Leaves the waiting line.
+    pub fn leave_line(&mut self, ticket: u64) {
+        self.line.retain(|&other| other != ticket);
+    }
+
+    /// Callers in the waiting line.
+    pub fn line_len(&self) -> usize {
+        self.line.len()
+    }
+
+    fn take_slot(&mut self, now: Duration, overflow: Overflow) -> Result<SlotId, Refusal> {
+        if self.draining {
+            return Err(Refusal::Draining);
+        }
+        if self.slots.len() >= self.capacity.sessions() {
+            return Err(self.full());
+        }
+        let slot = self.next;
+        self.next += 1;
+        let state = Slot {
+            frames: VecDeque::new(),
+            overflow,
+            last_input: now,
+            last_frame: None,
+            dropped: 0,
+            parked_until: None,
+        };
+        self.slots.insert(slot, state);
+        Ok(slot)
+    }
+
+    fn full(&self) -> Refusal {
+        Refusal::Full { used: self.slots.len(), capacity: self.capacity.sessions() }
+    }
+
+    /// Adds a frame.
+    pub fn push(&mut self, slot: SlotId, frame: F, now: Duration) -> Pushed<F> {
+        let Some(slot) = self.slots.get_mut(&slot).filter(|slot| slot.parked_until.is_none())
+        else {
+            return Pushed::Gone;
+        };
+        slot.last_input = now;
+        slot.last_frame = Some(now);
+        let limit = match slot.overflow {
+            Overflow::DropOldest => self.rules.max_lag_frames,
+            Overflow::PushBack => self.rules.max_upload_frames,
+        };
+        if slot.frames.len() < limit.max(1) {
+            slot.frames.push_back((frame, now));
+            return Pushed::Accepted;
+        }
+        if slot.overflow == Overflow::PushBack {
+            return Pushed::Full(frame);
+        }
+        slot.frames.pop_front();
+        slot.frames.push_back((frame, now));
+        slot.dropped += 1;
+        Pushed::DroppedOldest
+    }
+
+    /// Sign of life of a slot that sends no frames, or not yet a whole one.
+    pub fn touch(&mut self, slot: SlotId, now: Duration) {
+        if let Some(slot) = self.slots.get_mut(&slot) {
+            slot.last_input = now;
+        }
+    }
+
+    /// What to do now. A ready frame waits for others only while one of them is due within the
+    /// coalescing time, judged by when its slot's last one came.
+    pub fn decide(&mut self, now: Duration) -> Decision<F> {
+        let connected = || self.slots.values().filter(|slot| slot.parked_until.is_none());
+        let oldest = connected().filter_map(|slot| slot.frames.front()).map(|(_, at)| *at).min();
+        let Some(oldest) = oldest else { return Decision::Idle };
+        let deadline = oldest + self.rules.coalesce;
+        if now < deadline {
+            let due = |slot: &Slot<F>| {
+                let next = slot.last_frame.map(|last| last + self.rules.frame);
+                let soon = |next: Duration| next <= deadline && next + self.rules.coalesce >= now;
+                slot.frames.is_empty() && next.is_some_and(soon)
+            };
+            if connected().any(due) {
+                return Decision::Wait(deadline);
+            }
+        }
+        let mut batch = Vec::new();
+        for (&id, slot) in &mut self.slots {
+            if slot.parked_until.is_some() {
+                continue;
+            }
+            if let Some((frame, arrived)) = slot.frames.pop_front() {
+                let (waiting, dropped) = (slot.frames.len(), slot.dropped);
+                batch.push(Ready { slot: id, frame, arrived, waiting, dropped });
+            }
+        }
+        Decision::Step(batch)
+    }
+
+    /// A slot has lost its connection: its frames are forgotten, its place is kept for the grace.
+    /// Gives the slots that had to go for it: the longest parked ones, perhaps this one.
+    pub fn park(&mut self, slot: SlotId, now: Duration) -> Vec<SlotId> {
+        let Some(state) = self.slots.get_mut(&slot) else { return Vec::new() };
+        state.frames.clear();
+        state.parked_until = Some(now + self.rules.grace);
+        let mut parked: Vec<(Duration, SlotId)> =
+            self.slots.iter().filter_map(|(&id, slot)| Some((slot.parked_until?, id))).collect();
+        parked.sort_unstable();
+        let excess = parked.len().saturating_sub(self.rules.max_parked);
+        let gone: Vec<SlotId> = parked[..excess].iter().map(|&(_, id)| id).collect();
+        for id in &gone {
+            self.slots.remove(id);
+        }
+        gone
+    }
+
+    /// A slot has a connection again. False when there is no such slot.
+    pub fn unpark(&mut self, slot: SlotId, now: Duration) -> bool {
+        self.slots.get_mut(&slot).is_some_and(|slot| {
+            slot.frames.clear();
+            slot.parked_until = None;
+            slot.last_input = now;
+            slot.last_frame = None;
+            true
+        })
+    }
+
+    /// Gives a slot back. False when there is none.
+    pub fn remove(&mut self, slot: SlotId) -> bool {
+        self.slots.remove(&slot).is_some()
+    }
+
+    /// Takes away and gives the parked slots whose grace is over.
+    pub fn expire(&mut self, now: Duration) -> Vec<SlotId> {
+        let over = |slot: &Slot<F>| slot.parked_until.is_some_and(|until| until <= now);
+        let gone: Vec<SlotId> =
+            self.slots.iter().filter(|(_, slot)| over(slot)).map(|(&id, _)| id).collect();
+        for id in &gone {
+            self.slots.remove(id);
+        }
+        gone
+    }
+
+    /// Slots with a connection that have been silent for too long.
+    pub fn idle(&self, now: Duration) -> Vec<SlotId> {
+        let idle = |slot: &Slot<F>| {
+            slot.parked_until.is_none() && now >= slot.last_input + self.rules.idle
+        };
+        self.slots.iter().filter(|(_, slot)| idle(slot)).map(|(&id, _)| id).collect()
+    }
+
+    /// When [`Scheduler::expire`] or [`Scheduler::idle`] will have something to give.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let deadline = |slot: &Slot<F>| {
+            slot.parked_until.unwrap_or(slot.last_input.saturating_add(self.rules.idle))
+        };
+        self.slots.values().map(deadline).min()
+    }
+
+    /// Takes no new conversations from now on.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// True after [`Scheduler::drain`].
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Slots in use, parked ones included.
+    pub fn used(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Parked slots.
+    pub fn parked(&self) -> usize {
+        self.slots.values().filter(|slot| slot.parked_until.is_some()).count()
+    }
+
+    /// Frames that wait in the longest queue.
+    pub fn longest_queue(&self) -> usize {
+        self.slots.values().map(|slot| slot.frames.len()).max().unwrap_or(0)
+    }
+
+    /// What is known about the engine's speed.
+    pub fn capacity(&self) -> &Capacity {
+        &self.capacity
+    }
+
+    /// As [`Scheduler::capacity`], to add a measurement.
+    pub fn capacity_mut(&mut self) -> &mut Capacity {
+        &mut self.capacity
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    const RULES: Rules = Rules {
+        frame: ms(80),
+        coalesce: ms(5),
+        max_lag_frames: 3,
+        max_upload_frames: 10,
+        max_queue: 2,
+        grace: ms(30_000),
+        max_parked: 2,
+        idle: ms(120_000),
+    };
+
+    fn scheduler(slots: usize) -> Scheduler<u32> {
+        Scheduler::new(RULES, Capacity::fixed(slots))
+    }
+
+    fn admit(scheduler: &mut Scheduler<u32>) -> SlotId {
+        scheduler.admit(ms(0), Overflow::DropOldest).unwrap()
+    }
+
+    fn step(decision: Decision<u32>) -> Vec<(SlotId, u32)> {
+        match decision {
+            Decision::Step(batch) => batch.into_iter().map(|r| (r.slot, r.frame)).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_lone_frame_is_stepped_at_once() {
+        let mut s = scheduler(2);
+        let a = admit(&mut s);
+        assert_eq!(s.decide(ms(100)), Decision::Idle);
+        s.push(a, 1, ms(100));
+        assert_eq!(step(s.decide(ms(100))), [(a, 1)]);
+        assert_eq!(s.decide(ms(101)), Decision::Idle);
+    }
+
+    #[test]
+    fn a_frame_waits_for_one_that_is_due_and_no_longer() {
+        let mut s = scheduler(3);
+        let [a, b, c] = [(); 3].map(|()| admit(&mut s));
+        for (slot, at) in [(a, 100), (b, 103), (c, 140)] {
+            s.push(slot, 0, ms(at));
+            step(s.decide(ms(at + 20)));
+        }
+        s.push(a, 1, ms(180));
+        assert_eq!(s.decide(ms(180)), Decision::Wait(ms(185)), "b is due at 183, c is not");
+        s.push(b, 2, ms(182));
+        assert_eq!(step(s.decide(ms(182))), [(a, 1), (b, 2)]);
+        s.push(a, 3, ms(260));
+        assert_eq!(s.decide(ms(260)), Decision::Wait(ms(265)));
+        assert_eq!(step(s.decide(ms(265))), [(a, 3)], "b is late");
+        s.push(a, 4, ms(340));
+        assert_eq!(step(s.decide(ms(340))), [(a, 4)], "b stopped sending");
+    }
+
+    #[test]
+    fn a_dialogue_keeps_its_newest_frames() {
+        let mut s = scheduler(1);
+        let a = admit(&mut s);
+        for frame in 0..3 {
+            assert_eq!(s.push(a, frame, ms(0)), Pushed::Accepted);
+        }
+        for frame in 3..6 {
+            assert_eq!(s.push(a, frame, ms(0)), Pushed::DroppedOldest);
+        }
+        let Decision::Step(batch) = s.decide(ms(1)) else { panic!() };
+        let only = &batch[0];
+        assert_eq!((only.frame, only.waiting, only.dropped), (3, 2, 3));
+    }
+
+    #[test]
+    fn an_upload_gets_its_frame_back() {
+        let mut s = scheduler(1);
+        let a = s.admit(ms(0), Overflow::PushBack).unwrap();
+        for frame in 0..10 {
+            assert_eq!(s.push(a, frame, ms(0)), Pushed::Accepted);
+        }
+        assert_eq!(s.push(a, 10, ms(0)), Pushed::Full(10));
+        for frame in 0..10 {
+            assert_eq!(step(s.decide(ms(1))), [(a, frame)]);
+        }
+        assert_eq!(s.push(a + 1, 0, ms(0)), Pushed::Gone);
+    }
+
+    #[test]
+    fn a_full_house_refuses_and_the_line_is_first_in_first_out() {
+        let mut s = scheduler(1);
+        let a = admit(&mut s);
+        let full = Refusal::Full { used: 1, capacity: 1 };
+        assert_eq!(s.admit(ms(0), Overflow::DropOldest), Err(full));
+        let [first, second] = [(); 2].map(|()| s.enqueue().unwrap());
+        assert_eq!(s.enqueue(), Err(full));
+        let waiting =
+            |s: &mut Scheduler<u32>, ticket| s.admit_waiting(ticket, ms(1), Overflow::DropOldest);
+        assert_eq!(waiting(&mut s, first), Ok(None));
+        assert!(s.remove(a) && !s.remove(a));
+        assert_eq!(waiting(&mut s, second), Ok(None), "not its turn");
+        assert!(s.admit(ms(1), Overflow::DropOldest).is_err(), "nobody overtakes the line");
+        let b = waiting(&mut s, first).unwrap().unwrap();
+        assert!(b > a);
+        s.leave_line(second);
+        assert_eq!(s.line_len(), 0);
+        s.drain();
+        assert_eq!(s.admit(ms(1), Overflow::DropOldest), Err(Refusal::Draining));
+        assert_eq!(s.enqueue(), Err(Refusal::Draining));
+        assert!(s.is_draining());
+    }
+
+    #[test]
+    fn a_parked_slot_counts_until_its_grace_is_over() {
+        let mut s = scheduler(1);
+        let a = admit(&mut s);
+        s.push(a, 1, ms(10));
+        assert!(s.park(a, ms(20)).is_empty());
+        assert_eq!((s.used(), s.parked()), (1, 1));
+        assert_eq!(s.push(a, 2, ms(30)), Pushed::Gone);
+        assert_eq!(s.decide(ms(30)), Decision::Idle);
+        assert!(s.admit(ms(30), Overflow::DropOldest).is_err());
+        assert!(s.unpark(a, ms(40)));
+        assert_eq!(s.push(a, 3, ms(41)), Pushed::Accepted);
+        assert_eq!(step(s.decide(ms(41))), [(a, 3)]);
+        s.park(a, ms(50));
+        assert_eq!(s.next_deadline(), Some(ms(30_050)));
+        assert!(s.expire(ms(30_049)).is_empty());
+        assert_eq!(s.expire(ms(30_050)), [a]);
+        assert!(!s.unpark(a, ms(30_051)));
+        assert_eq!(s.used(), 0);
+    }
+
+    #[test]
+    fn the_longest_parked_go_first() {
+        let mut s = scheduler(4);
+        let [a, b, c] = [(); 3].map(|()| admit(&mut s));
+        assert!(s.park(b, ms(1)).is_empty());
+        assert!(s.park(a, ms(2)).is_empty());
+        assert_eq!(s.park(c, ms(3)), [b]);
+        assert_eq!(s.parked(), 2);
+    }
+
+    #[test]
+    fn silence_makes_a_slot_idle() {
+        let mut s = scheduler(2);
+        let [a, b] = [(); 2].map(|()| admit(&mut s));
+        s.touch(b, ms(60_000));
+        assert_eq!(s.next_deadline(), Some(ms(120_000)));
+        assert!(s.idle(ms(119_999)).is_empty());
+        assert_eq!(s.idle(ms(120_000)), [a]);
+        s.park(a, ms(120_000));
+        assert_eq!(s.idle(ms(500_000)), [b]);
+    }
+}

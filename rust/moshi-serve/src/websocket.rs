@@ -1,0 +1,160 @@
+//! From an HTTP request to a WebSocket, and the limits of one.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header::{
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use axum::http::{HeaderMap, HeaderName, Request, Response, StatusCode};
+use futures_util::{SinkExt, StreamExt};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::CapacityError;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Bytes, Error, Message};
+
+use crate::auth::protocols;
+
+/// Time that a peer may take to accept what it is sent.
+const WRITE_STALL: Duration = Duration::from_secs(5);
+/// Time for a last word to a peer that may be gone.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// What is read from the socket at once.
+const READ_BUFFER_BYTES: usize = 16 * 1024;
+/// Longest reason in a close frame, by the protocol.
+const MAX_REASON_BYTES: usize = 123;
+
+/// What a peer sent.
+#[derive(Debug)]
+pub(crate) enum Received {
+    Binary(Bytes),
+    Text(String),
+    /// Its socket lives.
+    Pong,
+    /// It said goodbye.
+    Closed,
+    /// The connection broke.
+    Lost,
+    /// A message beyond the limit.
+    TooLarge,
+}
+
+/// A server's end of a WebSocket.
+pub(crate) struct Socket(WebSocketStream<TokioIo<Upgraded>>);
+
+impl Socket {
+    pub(crate) async fn receive(&mut self) -> Received {
+        match self.0.next().await {
+            Some(Ok(Message::Binary(bytes))) => Received::Binary(bytes),
+            Some(Ok(Message::Text(text))) => Received::Text(text.as_str().to_owned()),
+            // The library answers pings itself.
+            Some(Ok(Message::Pong(_) | Message::Ping(_) | Message::Frame(_))) => Received::Pong,
+            Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => Received::TooLarge,
+            Some(Ok(Message::Close(_)) | Err(Error::ConnectionClosed)) => Received::Closed,
+            Some(Err(_)) | None => Received::Lost,
+        }
+    }
+
+    /// Sends and flushes; false when the peer is gone or does not take it.
+    pub(crate) async fn send(&mut self, message: Message) -> bool {
+        matches!(timeout(WRITE_STALL, self.0.send(message)).await, Ok(Ok(())))
+    }
+
+    pub(crate) async fn send_bytes(&mut self, bytes: Vec<u8>) -> bool {
+        self.send(Message::Binary(bytes.into())).await
+    }
+
+    pub(crate) async fn send_text(&mut self, text: String) -> bool {
+        self.send(Message::Text(text.into())).await
+    }
+
+    pub(crate) async fn ping(&mut self) -> bool {
+        self.send(Message::Ping(Bytes::new())).await
+    }
+
+    /// Says why, and closes. What a peer is still sending is thrown away for a moment: an answer to
+    /// unread bytes is a reset, which would overtake the reason.
+    pub(crate) async fn close(mut self, code: u16, reason: &str) {
+        let mut end = reason.len().min(MAX_REASON_BYTES);
+        while !reason.is_char_boundary(end) {
+            end -= 1;
+        }
+        let frame = CloseFrame { code: CloseCode::from(code), reason: reason[..end].into() };
+        let farewell = async {
+            // After the peer's close frame, this fails: what is left to do is in `next` either way.
+            let _ = self.0.send(Message::Close(Some(frame))).await;
+            while let Some(received) = self.0.next().await {
+                if received.is_err() {
+                    break;
+                }
+            }
+            if code == u16::from(CloseCode::Size) {
+                let mut rest = vec![0; READ_BUFFER_BYTES];
+                while self.0.get_mut().read(&mut rest).await.is_ok_and(|count| count > 0) {}
+            }
+        };
+        let _ = timeout(FAREWELL, farewell).await;
+    }
+}
+
+/// Answers a request for a WebSocket, and runs `serve` on it. `protocol` is the sub-protocol to
+/// agree on, if the client offers it.
+pub(crate) fn upgrade<F, S>(
+    request: &mut Request<Body>,
+    protocol: &'static str,
+    max_message_bytes: usize,
+    serve: F,
+) -> Response<Body>
+where
+    F: FnOnce(Socket) -> S + Send + 'static,
+    S: Future<Output = ()> + Send + 'static,
+{
+    let headers = request.headers();
+    let asks = has_token(headers, &CONNECTION, "upgrade")
+        && has_token(headers, &UPGRADE, "websocket")
+        && headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13");
+    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| asks);
+    let Some(accept) = key.map(|key| derive_accept_key(key.as_bytes())) else {
+        let mut response = Response::new(Body::from("this address speaks WebSocket\n"));
+        *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
+        response.headers_mut().insert(UPGRADE, "websocket".parse().expect("plain text"));
+        return response;
+    };
+    let agreed = protocols(headers).any(|offer| offer == protocol);
+    let upgrading = hyper::upgrade::on(request);
+    tokio::spawn(async move {
+        let Ok(upgraded) = upgrading.await else { return };
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER_BYTES)
+            .write_buffer_size(0)
+            .max_message_size(Some(max_message_bytes))
+            .max_frame_size(Some(max_message_bytes));
+        let io = TokioIo::new(upgraded);
+        let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
+        serve(Socket(socket)).await;
+    });
+    let mut response = Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(CONNECTION, "upgrade")
+        .header(UPGRADE, "websocket")
+        .header(SEC_WEBSOCKET_ACCEPT, accept);
+    if agreed {
+        response = response.header(SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
+    response.body(Body::empty()).expect("all values are plain text")
+}
+
+fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
+}

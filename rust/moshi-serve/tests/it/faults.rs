@@ -1,0 +1,277 @@
+//! What strangers may do without hurting anybody else.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use moshi_core::lm::Sampling;
+use moshi_serve::ServeError;
+use moshi_serve::backend::StreamOptions;
+use moshi_serve::client::{ChatClient, ClientEvent, ClientOptions};
+use moshi_serve::hub::{End, OpenError, SessionRequest};
+use moshi_serve::scheduler::Overflow;
+use moshi_wire::opus::OpusWriter;
+
+use crate::support::{
+    Echo, FRAME, RATE_HZ, Running, closed, config, eventually, frames, greeted, heard, http,
+    last_words, talk, through_opus,
+};
+
+fn request(overflow: Overflow) -> SessionRequest {
+    let sampling = Some(Sampling::greedy());
+    let stream = StreamOptions { seed: Some(1), sampling };
+    SessionRequest { stream, overflow, resume: None, protocol: "test" }
+}
+
+/// Runs `attack` while another session talks, which must not notice.
+async fn beside_a_witness<F: Future<Output = ()>>(attack: impl FnOnce(Arc<Running>) -> F) {
+    let server = Arc::new(Running::start(&Arc::new(Echo::new()), config(4)));
+    let mut witness = server.connect(&[("seed", "5")]).await;
+    greeted(&mut witness).await;
+    let frames = frames(24);
+    let (pcm, expected) = Echo::alone(&heard(&frames), 5);
+    let (mut audio, mut text) = talk(&mut witness, &frames[..12]).await;
+    attack(Arc::clone(&server)).await;
+    let (more, said) = talk(&mut witness, &frames[12..]).await;
+    audio.extend(more);
+    text.push_str(&said);
+    last_words(&mut witness, &mut text, &expected).await;
+    assert_eq!(text, expected);
+    assert!(audio == through_opus(&pcm), "the witness hears what it hears alone");
+    server.slots(1, 0).await;
+    witness.close().await;
+    server.slots(0, 0).await;
+}
+
+#[tokio::test]
+async fn garbage_is_survived_and_too_much_of_it_closes() {
+    beside_a_witness(async |server| {
+        let mut client = server.connect(&[]).await;
+        greeted(&mut client).await;
+        for message in [&[][..], &[0], &[1], &[2], &[3, 9], &[4, 0xff], &[200, 1, 2], b"\x01OggS"] {
+            assert!(client.send_message(message.to_vec()).await);
+        }
+        talk(&mut client, &frames(2)).await;
+        for _ in 0..60 {
+            client.send_message(vec![0xee]).await;
+        }
+        assert_eq!(closed(&mut client).await.unwrap().0, 1007);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_damaged_page_costs_no_more_than_itself() {
+    beside_a_witness(async |server| {
+        let mut client = server.connect(&[]).await;
+        greeted(&mut client).await;
+        let mut writer = OpusWriter::new(RATE_HZ).unwrap();
+        for (number, frame) in frames(10).iter().enumerate() {
+            let mut message = writer.push(frame).unwrap();
+            if number == 4 {
+                let middle = message.len() / 4;
+                message[middle] ^= 0x55;
+            }
+            message.insert(0, 1);
+            assert!(client.send_message(message).await);
+            // The page after the damaged one tells that it is missing, and it is concealed.
+            loop {
+                match client.next().await {
+                    ClientEvent::Audio(samples) => break assert_eq!(samples.len(), FRAME),
+                    ClientEvent::Text(_) | ClientEvent::Metadata(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        client.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_beyond_the_limit_closes_with_its_code() {
+    beside_a_witness(async |server| {
+        let mut client = server.connect(&[]).await;
+        greeted(&mut client).await;
+        // The server answers at the header of the message, and takes no more of it.
+        client.send_message(vec![1; 100 << 20]).await;
+        let said = closed(&mut client).await;
+        assert!(said.as_ref().is_none_or(|(code, _)| *code == 1009), "{said:?}");
+        let mut client = server.connect(&[]).await;
+        greeted(&mut client).await;
+        client.send_message(vec![1; 2 << 20]).await;
+        assert_eq!(closed(&mut client).await.unwrap().0, 1009);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn audio_faster_than_life_is_dropped_and_reported() {
+    let mut echo = Echo::new();
+    echo.step_time = Duration::from_millis(10);
+    let server = Running::start(&Arc::new(echo), config(2));
+    let mut client = server.connect(&[("stats", "1")]).await;
+    greeted(&mut client).await;
+    for frame in frames(100) {
+        assert!(client.send(&frame).await.unwrap());
+    }
+    let (mut answers, mut dropped) = (0, 0);
+    // Everything is answered or dropped.
+    let counted = |server: &Running| {
+        let text = server.hub.metrics_text();
+        let line =
+            text.lines().find(|l| l.starts_with("moshi_input_dropped_frames_total")).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()
+    };
+    while answers + counted(&server) < 100 {
+        if let ClientEvent::Audio(samples) = client.next().await {
+            answers += samples.len() / FRAME;
+        }
+    }
+    assert!(counted(&server) >= 50, "{answers} answers");
+    // The next frame that is told about comes with the count.
+    for frame in frames(3) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        client.send(&frame).await.unwrap();
+    }
+    while dropped == 0 {
+        match client.next().await {
+            ClientEvent::Metadata(metadata) => {
+                dropped = metadata["dropped_frames"].as_u64().unwrap();
+            }
+            ClientEvent::Closed(said) => panic!("{said:?}"),
+            _ => {}
+        }
+    }
+    assert_eq!(dropped as usize, counted(&server));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_closed_and_its_slot_freed() {
+    let server = Running::start(&Arc::new(Echo::new()), config(1));
+    let mut handle = server.hub.open(request(Overflow::PushBack)).await.unwrap();
+    let ended = handle.ended();
+    let mut left = handle.offer(&frames(70).concat());
+    while left > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        left = handle.pump();
+    }
+    assert_eq!(ended.await, End::SlowReader);
+    server.slots(0, 0).await;
+    while handle.next().await.is_some() {
+        left += 1;
+    }
+    assert_eq!(left, 64, "what was finished is still there");
+    let text = server.hub.metrics_text();
+    assert!(text.contains("moshi_slow_readers_total 1"), "{text}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_upload_is_pushed_back_and_loses_nothing() {
+    let mut echo = Echo::new();
+    echo.step_time = Duration::from_micros(200);
+    let server = Running::start(&Arc::new(echo), config(1));
+    let frames = frames(400);
+    let (pcm, _) = Echo::alone(&frames, 1);
+    let mut handle = server.hub.open(request(Overflow::PushBack)).await.unwrap();
+    let mut outputs = Vec::new();
+    handle.offer(&frames.concat());
+    while outputs.len() < 400 {
+        tokio::select! {
+            output = handle.next() => outputs.push(output.unwrap()),
+            () = tokio::time::sleep(Duration::from_millis(1)) => drop(handle.pump()),
+        }
+    }
+    assert_eq!(outputs.last().unwrap().step, 400);
+    assert_eq!(outputs.last().unwrap().dropped, 0);
+    assert!(outputs.iter().zip(&pcm).all(|(output, pcm)| output.pcm == *pcm));
+    handle.close();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn two_hundred_comers_and_goers_leave_nothing_behind() {
+    let server = Running::start(&Arc::new(Echo::new()), config(4));
+    for number in 0..200 {
+        let mut client = server.connect(&[]).await;
+        match number % 4 {
+            0 => drop(client),
+            1 => client.close().await,
+            2 => {
+                greeted(&mut client).await;
+                client.send(&frames(1)[0]).await.unwrap();
+                client.close().await;
+            }
+            _ => {
+                greeted(&mut client).await;
+                drop(client);
+            }
+        }
+        eventually(|| server.hub.slots().used < 4).await;
+    }
+    server.slots(0, 0).await;
+    greeted(&mut server.connect(&[]).await).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_panic_of_the_engine_ends_everything_loudly() {
+    let echo = Arc::new(Echo::new());
+    let server = Running::start(&echo, config(2));
+    let mut client = server.connect(&[]).await;
+    greeted(&mut client).await;
+    let bystander = server.hub.open(request(Overflow::DropOldest)).await.unwrap();
+    echo.panics.store(true, Ordering::SeqCst);
+    client.send(&frames(1)[0]).await.unwrap();
+    assert_eq!(closed(&mut client).await.unwrap().0, 1011);
+    assert_eq!(bystander.ended().await, End::Failed);
+    let (hub, address) = (server.hub.clone(), server.address);
+    let error = server.outcome().await.unwrap_err();
+    assert!(
+        matches!(&error, ServeError::Worker(reason) if reason.contains("invariant")),
+        "{error}"
+    );
+    assert_eq!(hub.readiness(), moshi_serve::hub::Readiness::Failed);
+    let refused = hub.open(request(Overflow::DropOldest)).await;
+    assert!(matches!(refused, Err(OpenError::Failed)));
+    assert!(
+        ChatClient::connect(&format!("ws://{address}"), &ClientOptions::default()).await.is_err()
+    );
+}
+
+#[tokio::test]
+async fn an_idle_session_is_ended() {
+    let idle = Duration::from_millis(200);
+    let settings = moshi_serve::ServeConfig { idle, ..config(1) };
+    let server = Running::start(&Arc::new(Echo::new()), settings);
+    let mut client = server.connect(&[]).await;
+    greeted(&mut client).await;
+    let (code, reason) = closed(&mut client).await.unwrap();
+    assert_eq!(code, 1000);
+    assert!(reason.contains("no audio"), "{reason}");
+    server.slots(0, 0).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn connections_of_one_address_are_limited() {
+    let settings = moshi_serve::ServeConfig { max_connections_per_address: 2, ..config(4) };
+    let server = Running::start(&Arc::new(Echo::new()), settings);
+    let mut kept = [server.connect(&[]).await, server.connect(&[]).await];
+    for client in &mut kept {
+        greeted(client).await;
+    }
+    assert!(ChatClient::connect(&server.url(), &ClientOptions::default()).await.is_err());
+    let [one, _other] = kept;
+    one.close().await;
+    let address = server.address;
+    for _ in 0..400 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if tokio::spawn(async move { http(address, "GET /healthz", "").await }).await.is_ok() {
+            return server.stop().await;
+        }
+    }
+    panic!("a connection that ended still counts");
+}

@@ -1,0 +1,59 @@
+"""``python -m moshi.client`` of PyPI talks with the server."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+
+from support import QUESTION, Witness, server
+
+HERE = Path(__file__).parent
+SECONDS = 12
+AFTERWARDS = 0.5  # as the shim has it
+BLOCK = 1920
+BLOCKS_PER_SECOND = 12
+
+
+def test_the_python_client_hears_and_shows_what_the_model_says(tmp_path):
+    assert importlib.metadata.version("moshi") == "0.2.13"
+    answer = tmp_path / "answer.wav"
+    with server("--seed", "1") as (host, port), Witness(host, port) as witness:
+        environment = os.environ | {
+            "PYTHONPATH": str(HERE / "shim"),
+            "SHIM_INPUT": str(QUESTION),
+            "SHIM_OUTPUT": str(answer),
+            "SHIM_SECONDS": str(SECONDS),
+        }
+        address = ["--host", witness.address[0], "--port", str(witness.address[1])]
+        done = subprocess.run(
+            [sys.executable, str(HERE / "run_moshi_client.py"), *address],
+            capture_output=True,
+            env=environment,
+            text=True,
+            timeout=120,
+        )
+        sent = witness.messages()
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    assert sent[0] == bytes(9), "the handshake is first"
+
+    with wave.open(str(answer)) as wav:
+        seconds = wav.getnframes() / wav.getframerate()
+        samples = np.frombuffer(wav.readframes(wav.getnframes()), np.int16) / 32768
+    assert abs(seconds - SECONDS - AFTERWARDS) <= 0.5
+    assert np.sqrt(np.mean(samples**2)) > 1e-3, "silence"
+
+    text = b"".join(message[1:] for message in sent if message[0] == 2).decode()
+    assert text.strip(), "the model says something"
+    assert done.stdout == text
+
+    blocks = samples[: len(samples) // BLOCK * BLOCK].reshape(-1, BLOCK)
+    # The last second may be that of the farewell: playing began late by what was not heard.
+    said = blocks[BLOCKS_PER_SECOND + 1 : (SECONDS - 1) * BLOCKS_PER_SECOND]
+    assert all(block.any() for block in said), "late after the first second"

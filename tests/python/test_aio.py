@@ -1,0 +1,96 @@
+"""The asyncio client against a server of the test that speaks the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pytest
+
+from moshi_rs import aio, errors
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from websockets.asyncio.server import ServerConnection
+
+websockets = pytest.importorskip("websockets")
+
+T = TypeVar("T")
+METADATA = {"seed": "7", "resume_token": "secret", "lag_ms": 0}
+
+
+def converse(
+    handler: Callable[[ServerConnection], Awaitable[None]], client: Callable[[str], Awaitable[T]]
+) -> T:
+    async def both() -> T:
+        async with websockets.serve(handler, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            return await client(f"http://127.0.0.1:{port}")
+
+    return asyncio.run(both())
+
+
+def test_a_conversation_has_audio_text_metadata_and_notices() -> None:
+    seen: dict[str, Any] = {}
+
+    async def handler(socket: ServerConnection) -> None:
+        assert socket.request is not None
+        seen["path"] = socket.request.path
+        seen["key"] = socket.request.headers["Authorization"]
+        await socket.send(bytes(9))
+        await socket.send(b"\x04" + json.dumps(METADATA).encode())
+        message = await socket.recv()
+        seen["audio"] = message
+        await socket.send(message)
+        await socket.send(b"\x06")
+        await socket.send(b"\xee?")
+        await socket.send(b"\x02 h\xc3\xa9")
+        await socket.send(b"\x05soon")
+        await socket.close(1000)
+
+    async def client(url: str) -> list[aio.Event]:
+        call = await aio.connect(url, api_key="the key", seed=7, text_temperature=0.0)
+        async with call:
+            await call.send(np.array([0.0, 0.5, -1.0, 2.0]))
+            events = [event async for event in call]
+            assert call.resume_token == "secret"
+            assert call.metadata == METADATA
+        return events
+
+    metadata, audio, text, notice = converse(handler, client)
+    assert seen["path"] == "/api/chat?audio=pcm16&seed=7&text_temperature=0.0"
+    assert seen["key"] == "Bearer the key"
+    assert seen["audio"] == b"\x01\x00\x00\x00\x40\x00\x80\xff\x7f"
+    assert metadata == aio.Metadata(METADATA)
+    assert isinstance(audio, aio.Audio)
+    assert audio.pcm.dtype == np.float32
+    np.testing.assert_allclose(audio.pcm, [0.0, 0.5, -1.0, 1.0], atol=1e-4)
+    assert (text, notice) == (aio.Text(" hé"), aio.Notice("soon"))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(1013, errors.CapacityError), (1008, errors.SessionError)]
+)
+def test_a_refusal_is_an_exception(code: int, kind: type[Exception]) -> None:
+    async def handler(socket: ServerConnection) -> None:
+        await socket.close(code, "not now")
+
+    with pytest.raises(kind, match=f"{code}: not now"):
+        converse(handler, aio.connect)
+
+
+def test_samples_are_checked() -> None:
+    async def handler(socket: ServerConnection) -> None:
+        await socket.send(bytes(9))
+        await socket.wait_closed()
+
+    async def client(url: str) -> None:
+        async with await aio.connect(url) as call:
+            for bad in (np.zeros((2, 3)), [float("nan")]):
+                with pytest.raises(errors.InputError, match="pcm"):
+                    await call.send(bad)
+
+    converse(handler, client)
