@@ -27,7 +27,7 @@ os.environ.setdefault("NO_TORCH_COMPILE", "1")
 
 SEED = 1
 # Recordings of each question: in a file of users' voices, by the box's own, and held out.
-ROUNDS_IN_FILE, ROUNDS_OF_OWN, ROUNDS_HELD_OUT = 20, 25, 5
+ROUNDS_IN_FILE, ROUNDS_OF_OWN, ROUNDS_HELD_OUT = 20, 25, 6
 DIALOGUES_IN_SHARD = 64
 DEFAULT = "(default: %(default)s)"
 
