@@ -100,7 +100,7 @@ async def talk(port, address, folder, allow):
 def test_a_browser_talks_with_the_model(tmp_path, allow):
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if chromium is None:
-        pytest.skip("no chromium")
+        pytest.fail("no chromium: install the system's package of that name")
     flags = [*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
     with server("--seed", "1") as (host, port):
         # Without the flag that grants everything, the page has to cope with a refusal.
