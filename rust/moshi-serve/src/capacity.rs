@@ -3,7 +3,8 @@
 //! Steps of one, two, four and more streams are measured before the first caller comes. Between and
 //! behind the measured sizes the time is taken as a straight line: weights are read once, every
 //! stream adds its share. While conversations run, the ratio of measured to predicted times is
-//! followed, so that a machine that gets busy admits fewer.
+//! followed, so that a machine that gets busy admits fewer. While none runs, what was learnt fades:
+//! nothing would tell that an overload is over.
 
 use std::time::Duration;
 
@@ -13,6 +14,11 @@ const BUDGET: f64 = 0.8;
 const LEARNING_RATE: f64 = 0.02;
 /// Bounds of the learnt ratio: beyond them something else is wrong.
 const RATIO: (f64, f64) = (0.5, 8.0);
+/// Without a step for so long, what was learnt begins to fade. Pauses within a conversation are
+/// shorter.
+const QUIET: Duration = Duration::from_secs(1);
+/// Time in which what was learnt fades to a third.
+const FADING: Duration = Duration::from_secs(15);
 
 /// An estimate, or a fixed number.
 #[derive(Debug, Clone)]
@@ -22,6 +28,8 @@ pub struct Capacity {
     /// Streams and seconds of a step, by streams.
     measured: Vec<(f64, f64)>,
     ratio: f64,
+    /// When a step was observed last, or fading was reckoned.
+    reckoned: Duration,
     most: usize,
 }
 
@@ -33,6 +41,7 @@ impl Capacity {
             frame_s: 0.0,
             measured: Vec::new(),
             ratio: 1.0,
+            reckoned: Duration::ZERO,
             most: sessions,
         }
     }
@@ -42,7 +51,8 @@ impl Capacity {
         let mut measured: Vec<(f64, f64)> =
             steps.iter().map(|&(streams, took)| (streams as f64, took.as_secs_f64())).collect();
         measured.sort_by(|a, b| a.0.total_cmp(&b.0));
-        Self { fixed: None, frame_s: frame.as_secs_f64(), measured, ratio: 1.0, most }
+        let reckoned = Duration::ZERO;
+        Self { fixed: None, frame_s: frame.as_secs_f64(), measured, ratio: 1.0, reckoned, most }
     }
 
     /// Conversations that fit, at least one.
@@ -74,12 +84,22 @@ impl Capacity {
         Duration::from_secs_f64((self.predict(streams) * self.ratio).max(0.0))
     }
 
-    /// Learns from a step.
-    pub fn observe(&mut self, streams: usize, took: Duration) {
+    /// Learns from a step that ended `now`.
+    pub fn observe(&mut self, streams: usize, took: Duration, now: Duration) {
+        self.reckoned = now;
         let predicted = self.predict(streams);
         if predicted > 0.0 {
             let ratio = (took.as_secs_f64() / predicted).clamp(RATIO.0, RATIO.1);
             self.ratio += LEARNING_RATE * (ratio - self.ratio);
+        }
+    }
+
+    /// Forgets a part of what was learnt if no step was observed for a while. To be called often.
+    pub fn rest(&mut self, now: Duration) {
+        let quiet = now.saturating_sub(self.reckoned);
+        if quiet >= QUIET {
+            self.ratio = faded(self.ratio, quiet);
+            self.reckoned = now;
         }
     }
 
@@ -96,6 +116,12 @@ impl Capacity {
             }
         }
     }
+}
+
+/// A learnt ratio after `quiet` without a measurement: on its way back to 1, the ratio of the
+/// measured steps.
+fn faded(ratio: f64, quiet: Duration) -> f64 {
+    1.0 + (ratio - 1.0) * (-quiet.as_secs_f64() / FADING.as_secs_f64()).exp()
 }
 
 #[cfg(test)]
@@ -130,12 +156,41 @@ mod tests {
         let mut capacity = Capacity::measured(ms(80.0), &[(1, ms(10.0)), (2, ms(20.0))], 64);
         assert_eq!(capacity.sessions(), 6);
         for _ in 0..400 {
-            capacity.observe(2, ms(40.0));
+            capacity.observe(2, ms(40.0), ms(0.0));
         }
         assert_eq!(capacity.sessions(), 3);
         for _ in 0..400 {
-            capacity.observe(2, ms(20.0));
+            capacity.observe(2, ms(20.0), ms(0.0));
         }
         assert_eq!(capacity.sessions(), 6);
+    }
+
+    #[test]
+    fn what_was_learnt_fades_in_any_steps() {
+        let s = Duration::from_secs;
+        assert_eq!(faded(8.0, s(0)), 8.0);
+        assert_eq!(faded(1.0, s(1_000)), 1.0);
+        assert!((faded(8.0, FADING) - (1.0 + 7.0 / std::f64::consts::E)).abs() < 1e-9);
+        assert!((faded(faded(0.5, s(3)), s(4)) - faded(0.5, s(7))).abs() < 1e-9);
+        assert!(faded(8.0, s(120)) < 1.01);
+    }
+
+    #[test]
+    fn an_idle_engine_recovers_from_an_overload() {
+        let s = Duration::from_secs;
+        let mut capacity = Capacity::measured(ms(80.0), &[(1, ms(10.0)), (2, ms(20.0))], 64);
+        for _ in 0..400 {
+            capacity.observe(2, ms(160.0), s(100));
+        }
+        assert_eq!(capacity.sessions(), 1);
+        capacity.rest(s(100) + QUIET / 2);
+        assert_eq!(capacity.sessions(), 1, "a pause is no end");
+        let mut before = capacity.sessions();
+        for half_seconds in 1..240 {
+            capacity.rest(s(100) + half_seconds * ms(500.0));
+            assert!(capacity.sessions() >= before);
+            before = capacity.sessions();
+        }
+        assert_eq!(before, 6);
     }
 }

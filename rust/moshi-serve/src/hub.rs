@@ -229,6 +229,15 @@ impl Shared {
         self.freed.notify_waiters();
     }
 
+    /// Lets the estimate of the engine's speed recover while nothing runs, and calls who waits if
+    /// there is room now.
+    pub(crate) fn rest(&self, state: &mut State, now: Duration) {
+        state.scheduler.capacity_mut().rest(now);
+        if state.scheduler.has_room_for_line() {
+            self.freed.notify_waiters();
+        }
+    }
+
     /// Ends conversations whose output nobody takes.
     pub(crate) fn end_slow(&self, slots: &[SlotId]) {
         if slots.is_empty() {

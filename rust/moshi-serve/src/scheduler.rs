@@ -373,6 +373,11 @@ impl<F> Scheduler<F> {
     pub fn capacity_mut(&mut self) -> &mut Capacity {
         &mut self.capacity
     }
+
+    /// True when who waits first in line could have a slot.
+    pub fn has_room_for_line(&self) -> bool {
+        !self.line.is_empty() && self.slots.len() < self.capacity.sessions()
+    }
 }
 
 #[cfg(test)]
@@ -478,7 +483,9 @@ mod tests {
         let waiting =
             |s: &mut Scheduler<u32>, ticket| s.admit_waiting(ticket, ms(1), Overflow::DropOldest);
         assert_eq!(waiting(&mut s, first), Ok(None));
+        assert!(!s.has_room_for_line());
         assert!(s.remove(a) && !s.remove(a));
+        assert!(s.has_room_for_line());
         assert_eq!(waiting(&mut s, second), Ok(None), "not its turn");
         assert!(s.admit(ms(1), Overflow::DropOldest).is_err(), "nobody overtakes the line");
         let b = waiting(&mut s, first).unwrap().unwrap();

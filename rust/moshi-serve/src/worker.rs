@@ -136,6 +136,7 @@ fn run<B: Backend>(backend: &B, shared: &Shared) -> moshi_core::Result<()> {
             shared.beat();
             let now = shared.now();
             shared.expire(&mut state, now);
+            shared.rest(&mut state, now);
             if !state.commands.is_empty() {
                 break (std::mem::take(&mut state.commands), Vec::new());
             }
@@ -249,7 +250,7 @@ fn step<B: Backend>(
         }
     }
     shared.end_slow(&slow);
-    shared.lock().scheduler.capacity_mut().observe(batch.len(), took);
+    shared.lock().scheduler.capacity_mut().observe(batch.len(), took, now);
     Ok(())
 }
 
