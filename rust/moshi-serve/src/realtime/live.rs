@@ -67,14 +67,14 @@ async fn run(app: &App, mut socket: Socket) {
     let handle = match app.hub.open(session_request("live")).await {
         Ok(handle) => handle,
         Err(error) => {
-            let (code, close) = match &error {
-                OpenError::Full { .. } => ("session_limit_reached", 1013),
-                OpenError::Draining => ("server_draining", 1001),
-                _ => ("internal_error", 1011),
+            let code = match &error {
+                OpenError::Full { .. } => "session_limit_reached",
+                OpenError::Draining => "server_draining",
+                _ => "internal_error",
             };
             let text = error.to_string();
             socket.send_text(refuse(code, &text).to_string()).await;
-            return socket.close(close, &text).await;
+            return socket.close(error.close_code(), &text).await;
         }
     };
     let model_hz = app.hub.card().sample_rate_hz;
@@ -296,12 +296,11 @@ impl Live<'_> {
     }
 
     async fn over(&mut self, end: End) -> Result<(u16, &'static str), Gone> {
+        let (code, text) = end.close();
         match end {
-            End::Idle => self.closed("expired", 1000, "no audio for too long").await,
-            End::TakenOver => self.closed("close_requested", 1000, "resumed elsewhere").await,
-            End::Draining => self.closed("expired", 1001, "the server is shutting down").await,
-            End::SlowReader => Ok((1008, "slow reader: output was not taken in time")),
-            End::Failed => Ok((1011, "internal error")),
+            End::TakenOver => self.closed("close_requested", code, text).await,
+            End::Idle | End::Draining => self.closed("expired", code, text).await,
+            End::SlowReader | End::Failed => Ok((code, text)),
         }
     }
 

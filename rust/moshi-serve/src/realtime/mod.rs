@@ -81,16 +81,16 @@ async fn run(app: &App, mut socket: Socket, dialect: Dialect) {
     let handle = match app.hub.open(session_request("realtime")).await {
         Ok(handle) => handle,
         Err(error) => {
-            let (kind, code, close) = match &error {
-                OpenError::Full { .. } => ("rate_limit_error", "session_limit_reached", 1013),
-                OpenError::Draining => ("server_error", "server_draining", 1001),
-                _ => ("server_error", "internal_error", 1011),
+            let (kind, code) = match &error {
+                OpenError::Full { .. } => ("rate_limit_error", "session_limit_reached"),
+                OpenError::Draining => ("server_error", "server_draining"),
+                _ => ("server_error", "internal_error"),
             };
             let text = error.to_string();
             let body = json!({ "type": kind, "code": code, "message": text, "param": null });
             let event = json!({ "type": "error", "event_id": id("event"), "error": body });
             socket.send_text(event.to_string()).await;
-            return socket.close(close, &text).await;
+            return socket.close(error.close_code(), &text).await;
         }
     };
     let model_hz = app.hub.card().sample_rate_hz;
@@ -439,13 +439,7 @@ impl Session<'_> {
 }
 
 fn farewell(end: End) -> (u16, String) {
-    let (code, reason) = match end {
-        End::SlowReader => (1008, "slow reader: output was not taken in time"),
-        End::Idle => (1000, "no audio for too long"),
-        End::Draining => (1001, "the server is shutting down"),
-        End::TakenOver => (1000, "resumed by another connection"),
-        End::Failed => (1011, "internal error"),
-    };
+    let (code, reason) = end.close();
     (code, reason.to_owned())
 }
 

@@ -1,0 +1,189 @@
+//! A conversation as a connection sees it: how it is asked for, fed and left.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use moshi_wire::framer::Framer;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{End, Hub, OpenError};
+use crate::backend::{StreamOptions, StreamSettings};
+use crate::scheduler::{Overflow, Pushed, SlotId};
+use crate::tokens::Token;
+
+/// How a conversation begins.
+#[derive(Debug, Clone)]
+pub struct SessionRequest {
+    /// Settings of the stream; those of a resumed one are its own.
+    pub stream: StreamOptions,
+    /// What to do when the input outruns the model.
+    pub overflow: Overflow,
+    /// Token of the conversation to go on with.
+    pub resume: Option<String>,
+    /// Name of the protocol in metrics.
+    pub protocol: &'static str,
+}
+
+/// One step's result for a connection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutputFrame {
+    /// The model's audio.
+    pub pcm: Vec<f32>,
+    /// New text, often empty.
+    pub text: String,
+    /// Steps of the conversation so far, this one included.
+    pub step: u64,
+    /// How far the input is ahead of the model.
+    pub lag: Duration,
+    /// Input frames dropped so far.
+    pub dropped: u64,
+}
+
+pub(super) struct Opening {
+    pub(super) handle: SessionHandle,
+    pub(super) settings: oneshot::Receiver<moshi_core::Result<StreamSettings>>,
+}
+
+impl Opening {
+    pub(super) async fn finish(self) -> Result<SessionHandle, OpenError> {
+        let Self { mut handle, settings } = self;
+        let settings = settings.await.map_err(|_| OpenError::Failed)?;
+        match settings {
+            Ok(settings) => {
+                handle.settings = Some(settings);
+                Ok(handle)
+            }
+            Err(error) => {
+                handle.leave = Leave::Close;
+                Err(error.into())
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leave {
+    Park,
+    Close,
+}
+
+/// A conversation as a connection sees it. Dropping it parks the conversation, see
+/// [`SessionHandle::close`].
+pub struct SessionHandle {
+    pub(super) hub: Hub,
+    pub(super) slot: SlotId,
+    pub(super) generation: u64,
+    pub(super) token: Token,
+    pub(super) framer: Framer,
+    pub(super) events: mpsc::Receiver<OutputFrame>,
+    pub(super) ended: watch::Receiver<Option<End>>,
+    pub(super) settings: Option<StreamSettings>,
+    pub(super) backlog: VecDeque<Vec<f32>>,
+    pub(super) stepped: bool,
+    pub(super) leave: Leave,
+}
+
+impl SessionHandle {
+    /// What it runs with.
+    pub fn settings(&self) -> StreamSettings {
+        self.settings.expect("handed out only after the engine answered")
+    }
+
+    /// Opens the conversation again after the connection is lost.
+    pub fn token(&self) -> &Token {
+        &self.token
+    }
+
+    /// Feeds samples at the model's rate and gives the number of old frames that were dropped for
+    /// them. For conversations that push back, [`SessionHandle::offer`] loses nothing.
+    pub fn push(&mut self, samples: &[f32]) -> usize {
+        let frames = self.framer.push(samples);
+        let shared = &self.hub.shared;
+        let now = shared.now();
+        let mut state = shared.lock();
+        let mut dropped = 0;
+        if frames.is_empty() {
+            state.scheduler.touch(self.slot, now);
+            return 0;
+        }
+        for frame in frames {
+            match state.scheduler.push(self.slot, frame, now) {
+                Pushed::DroppedOldest => dropped += 1,
+                Pushed::Accepted | Pushed::Full(_) | Pushed::Gone => {}
+            }
+        }
+        drop(state);
+        shared.wake.notify_one();
+        shared.metrics.dropped_frames.inc_by(dropped as u64);
+        dropped
+    }
+
+    /// Feeds samples of a conversation that pushes back: what does not fit yet is kept. Call
+    /// [`SessionHandle::pump`] until it gives 0, and take no more input while it gives much.
+    pub fn offer(&mut self, samples: &[f32]) -> usize {
+        self.backlog.extend(self.framer.push(samples));
+        self.pump()
+    }
+
+    /// Feeds kept frames as far as they fit, and gives the number of those that are left.
+    pub fn pump(&mut self) -> usize {
+        let shared = &self.hub.shared;
+        let mut state = shared.lock();
+        let now = shared.now();
+        state.scheduler.touch(self.slot, now);
+        let mut moved = false;
+        while let Some(frame) = self.backlog.pop_front() {
+            if let Pushed::Full(frame) = state.scheduler.push(self.slot, frame, now) {
+                self.backlog.push_front(frame);
+                break;
+            }
+            moved = true;
+        }
+        drop(state);
+        if moved {
+            shared.wake.notify_one();
+        }
+        self.backlog.len()
+    }
+
+    /// Forgets samples that no step has taken from here yet.
+    pub fn clear_input(&mut self) {
+        self.framer.clear();
+        self.backlog.clear();
+    }
+
+    /// The next result; `None` after the end, see [`SessionHandle::end_reason`].
+    pub async fn next(&mut self) -> Option<OutputFrame> {
+        let frame = self.events.recv().await;
+        self.stepped |= frame.is_some();
+        frame
+    }
+
+    /// Resolves when the conversation was ended from this side.
+    pub fn ended(&self) -> impl Future<Output = End> + Send + use<> {
+        let mut ended = self.ended.clone();
+        async move {
+            match ended.wait_for(Option::is_some).await {
+                Ok(end) => end.unwrap_or(End::Failed),
+                // The conversation is forgotten without a reason.
+                Err(_) => End::Failed,
+            }
+        }
+    }
+
+    /// Why the conversation was ended from this side, if it was.
+    pub fn end_reason(&self) -> Option<End> {
+        *self.ended.borrow()
+    }
+
+    /// Ends the conversation for good: its slot is free at once.
+    pub fn close(mut self) {
+        self.leave = Leave::Close;
+    }
+}
+
+impl Drop for SessionHandle {
+    fn drop(&mut self) {
+        self.hub.leave(self);
+    }
+}
