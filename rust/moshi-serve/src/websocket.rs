@@ -26,6 +26,8 @@ use crate::auth::protocols;
 const WRITE_STALL: Duration = Duration::from_secs(5);
 /// Time for a last word to a peer that may be gone.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// The same for one that is there and does not read: it gets the reason if it reads again.
+const LATE_FAREWELL: Duration = Duration::from_secs(5);
 /// What is read from the socket at once.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
 /// Longest reason in a close frame, by the protocol.
@@ -47,11 +49,14 @@ pub(crate) enum Received {
 }
 
 /// A server's end of a WebSocket.
-pub(crate) struct Socket(WebSocketStream<TokioIo<Upgraded>>);
+pub(crate) struct Socket {
+    stream: WebSocketStream<TokioIo<Upgraded>>,
+    stalled: bool,
+}
 
 impl Socket {
     pub(crate) async fn receive(&mut self) -> Received {
-        match self.0.next().await {
+        match self.stream.next().await {
             Some(Ok(Message::Binary(bytes))) => Received::Binary(bytes),
             Some(Ok(Message::Text(text))) => Received::Text(text.as_str().to_owned()),
             // The library answers pings itself.
@@ -64,7 +69,14 @@ impl Socket {
 
     /// Sends and flushes; false when the peer is gone or does not take it.
     pub(crate) async fn send(&mut self, message: Message) -> bool {
-        matches!(timeout(WRITE_STALL, self.0.send(message)).await, Ok(Ok(())))
+        let sent = timeout(WRITE_STALL, self.stream.send(message)).await;
+        self.stalled |= sent.is_err();
+        matches!(sent, Ok(Ok(())))
+    }
+
+    /// True when the peer did not take what it was sent, but may be there.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled
     }
 
     pub(crate) async fn send_bytes(&mut self, bytes: Vec<u8>) -> bool {
@@ -89,18 +101,19 @@ impl Socket {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason[..end].into() };
         let farewell = async {
             // After the peer's close frame, this fails: what is left to do is in `next` either way.
-            let _ = self.0.send(Message::Close(Some(frame))).await;
-            while let Some(received) = self.0.next().await {
+            let _ = self.stream.send(Message::Close(Some(frame))).await;
+            while let Some(received) = self.stream.next().await {
                 if received.is_err() {
                     break;
                 }
             }
             if code == u16::from(CloseCode::Size) {
                 let mut rest = vec![0; READ_BUFFER_BYTES];
-                while self.0.get_mut().read(&mut rest).await.is_ok_and(|count| count > 0) {}
+                while self.stream.get_mut().read(&mut rest).await.is_ok_and(|count| count > 0) {}
             }
         };
-        let _ = timeout(FAREWELL, farewell).await;
+        let patience = if self.stalled { LATE_FAREWELL } else { FAREWELL };
+        let _ = timeout(patience, farewell).await;
     }
 }
 
@@ -138,7 +151,7 @@ where
             .max_frame_size(Some(max_message_bytes));
         let io = TokioIo::new(upgraded);
         let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
-        serve(Socket(socket)).await;
+        serve(Socket { stream: socket, stalled: false }).await;
     });
     let mut response = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)

@@ -59,6 +59,11 @@ impl Conversation<'_> {
                 handle.close();
                 socket.close(1000, "").await;
             }
+            Over::Lost if socket.is_stalled() => {
+                let (code, reason) = End::SlowReader.close();
+                handle.close_for(End::SlowReader);
+                socket.close(code, reason).await;
+            }
             Over::Lost => drop(handle),
             Over::Close(code, reason) => {
                 handle.close();

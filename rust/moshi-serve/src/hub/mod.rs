@@ -301,7 +301,14 @@ impl Hub {
                 self.shared.count_end("resume_memory");
             }
         } else {
-            self.shared.count_end("closed");
+            let reason = match handle.leave {
+                Leave::End(reason) => reason.name(),
+                Leave::Park | Leave::Close => "closed",
+            };
+            if handle.leave == Leave::End(End::SlowReader) {
+                self.metrics().slow_readers.inc();
+            }
+            self.shared.count_end(reason);
             state.forget(handle.slot, None);
         }
         self.shared.changed(state);

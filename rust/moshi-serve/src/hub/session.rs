@@ -65,6 +65,7 @@ impl Opening {
 pub(super) enum Leave {
     Park,
     Close,
+    End(End),
 }
 
 /// A conversation as a connection sees it. Dropping it parks the conversation, see
@@ -179,6 +180,11 @@ impl SessionHandle {
     /// Ends the conversation for good: its slot is free at once.
     pub fn close(mut self) {
         self.leave = Leave::Close;
+    }
+
+    /// As [`SessionHandle::close`], for a reason that the connection has found.
+    pub fn close_for(mut self, reason: End) {
+        self.leave = Leave::End(reason);
     }
 }
 

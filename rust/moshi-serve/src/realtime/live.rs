@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::audio::{AudioIn, AudioOut, Format};
 use super::events::id;
-use super::{MAX_BACKLOG_FRAMES, MAX_MESSAGE_BYTES, PAUSE, TICK, session_request};
+use super::{Gone, MAX_BACKLOG_FRAMES, MAX_MESSAGE_BYTES, PAUSE, TICK, leave, session_request};
 use crate::hub::{End, OpenError, OutputFrame, SessionHandle};
 use crate::routes::{App, refusal};
 use crate::server::Counted;
@@ -40,9 +40,6 @@ pub(crate) async fn handler(
         drop(counted);
     })
 }
-
-/// The connection is gone.
-struct Gone;
 
 async fn run(app: &App, mut socket: Socket) {
     let start = match timeout(START, first_event(&mut socket)).await {
@@ -157,10 +154,7 @@ impl Live<'_> {
     async fn run(mut self, cause: Option<Value>) {
         let ending = self.converse(cause).await;
         let Self { socket, handle, .. } = self;
-        handle.close();
-        if let Ok((code, reason)) = ending {
-            socket.close(code, reason).await;
-        }
+        leave(handle, socket, ending.map(|(code, reason)| (code, reason.into()))).await;
     }
 
     async fn converse(&mut self, cause: Option<Value>) -> Result<(u16, &'static str), Gone> {

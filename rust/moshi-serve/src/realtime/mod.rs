@@ -11,6 +11,7 @@ mod events;
 pub(crate) mod live;
 mod turn;
 
+use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -156,11 +157,8 @@ impl Session<'_> {
     async fn run(mut self) {
         let ending = self.converse().await;
         let Self { socket, handle, .. } = self;
-        // These clients begin anew when they connect again.
-        handle.close();
-        if let Ok((code, reason)) = ending {
-            socket.close(code, &reason).await;
-        }
+        let ending = ending.map(|(code, reason)| (code, Cow::from(reason)));
+        leave(handle, socket, ending).await;
     }
 
     async fn converse(&mut self) -> Result<(u16, String), Gone> {
@@ -435,6 +433,27 @@ impl Session<'_> {
             "event_id": cause.cloned().unwrap_or_default(),
         });
         self.send("error", json!({ "error": error })).await
+    }
+}
+
+/// Leaves the conversation, which these clients begin anew when they connect again, then the
+/// connection.
+async fn leave(
+    handle: SessionHandle,
+    socket: Socket,
+    ending: Result<(u16, Cow<'static, str>), Gone>,
+) {
+    match ending {
+        Ok((code, reason)) => {
+            handle.close();
+            socket.close(code, &reason).await;
+        }
+        Err(Gone) if socket.is_stalled() => {
+            let (code, reason) = End::SlowReader.close();
+            handle.close_for(End::SlowReader);
+            socket.close(code, reason).await;
+        }
+        Err(Gone) => handle.close(),
     }
 }
 

@@ -10,6 +10,7 @@ use moshi_serve::backend::StreamOptions;
 use moshi_serve::client::{ChatClient, ClientEvent, ClientOptions};
 use moshi_serve::hub::{End, OpenError, SessionRequest};
 use moshi_serve::scheduler::Overflow;
+use moshi_wire::chat::ChatMessage;
 use moshi_wire::opus::OpusWriter;
 
 use crate::support::{
@@ -108,12 +109,16 @@ async fn a_message_beyond_the_limit_closes_with_its_code() {
 #[tokio::test]
 async fn audio_faster_than_life_is_dropped_and_reported() {
     let mut echo = Echo::new();
-    echo.step_time = Duration::from_millis(10);
+    echo.step_time = Duration::from_millis(50);
     let server = Running::start(&Arc::new(echo), config(2));
     let mut client = server.connect(&[("stats", "1")]).await;
     greeted(&mut client).await;
-    for frame in frames(100) {
-        assert!(client.send(&frame).await.unwrap());
+    // Encoded before, and a slow engine: a busy machine must not make the audio as slow as life.
+    let mut writer = OpusWriter::new(RATE_HZ).unwrap();
+    let encode = |frame: &Vec<f32>| ChatMessage::Audio(&writer.push(frame).unwrap()).encode();
+    let messages: Vec<Vec<u8>> = frames(100).iter().map(encode).collect();
+    for message in messages {
+        assert!(client.send_message(message).await);
     }
     let (mut answers, mut dropped) = (0, 0);
     // Everything is answered or dropped.

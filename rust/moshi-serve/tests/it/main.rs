@@ -5,6 +5,8 @@ mod box_model;
 mod chat;
 mod faults;
 mod lifecycle;
+mod limits;
+mod privacy;
 mod realtime;
 mod security;
 mod support;
