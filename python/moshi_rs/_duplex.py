@@ -63,7 +63,8 @@ class Duplex:
     """A session that hears and speaks.
 
     Args:
-        session: At its beginning; nobody else may step it until ``join`` has returned.
+        session: At its beginning; nobody else may step it until ``join`` has returned. None where
+            a subclass does without.
         frame_size: Samples of a frame.
         tap: Called with every frame heard and the frame spoken to it, both float32
             ``[frame_size]``, in the thread that steps.
@@ -71,7 +72,7 @@ class Duplex:
 
     def __init__(
         self,
-        session: Session,
+        session: Session | None,
         frame_size: int,
         tap: Callable[[_Pcm, _Pcm], None] | None = None,
     ) -> None:
@@ -185,6 +186,7 @@ class Duplex:
 
     def _work(self) -> None:
         try:
+            assert self._session is not None
             while (frame := self._next()) is not None:
                 begin = time.perf_counter()
                 pcm, text = self._session.step(frame)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     _OpenSession: TypeAlias = Callable[[], tuple[StreamingModel, Session]]
 
-__all__ = ["run"]
+__all__ = ["choose", "hold", "run", "with_devices"]
 
 # What every public model of the family hears and speaks. The devices are tried at this rate before
 # minutes are spent on loading.
@@ -82,12 +82,26 @@ def run(options: dict[str, Any], open_session: _OpenSession | None) -> int:
         The exit code: 0 after Ctrl-C too, 1 when stdout is gone, 2 config, 3 checkpoint, 4 no
         device or a device that failed, 5 input, 130 after a second Ctrl-C.
     """
+
+    def talk(sounddevice: Any) -> None:  # noqa: ANN401
+        assert open_session is not None
+        _converse(sounddevice, options, open_session)
+
+    return with_devices(talk if open_session is not None else None)
+
+
+def with_devices(talk: Callable[[Any], None] | None) -> int:
+    """Runs a command that needs sound devices and gives its exit code, as ``run`` does.
+
+    Args:
+        talk: Gets the module ``sounddevice``; None lists the devices instead.
+    """
     try:
         sounddevice = _sounddevice()
-        if open_session is None:
+        if talk is None:
             print(_device_list(sounddevice))
         else:
-            _converse(sounddevice, options, open_session)
+            talk(sounddevice)
     except BrokenPipeError:
         # The interpreter would fail at its end, when it flushes what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -118,10 +132,7 @@ def _device_list(sounddevice: Any) -> str:  # noqa: ANN401
 
 
 def _converse(sounddevice: Any, options: dict[str, Any], open_session: _OpenSession) -> None:  # noqa: ANN401
-    chosen = {
-        "input": _device(sounddevice, "input", options["input_device"]),
-        "output": _device(sounddevice, "output", options["output_device"]),
-    }
+    chosen = choose(sounddevice, options)
     record: Path | None = options["record"]
     model, session = open_session()
     if model.sample_rate != _SAMPLE_RATE_HZ:
@@ -130,17 +141,49 @@ def _converse(sounddevice: Any, options: dict[str, Any], open_session: _OpenSess
     # The first step reads the weights from the disk; nobody should wait for that in speech.
     session.step(np.zeros(model.frame_size, np.float32))
     session.reset()
+    frame_ms = 1e3 / model.frame_rate
+
+    def duplex(tap: Callable[[_Pcm, _Pcm], None] | None) -> Duplex:
+        return Duplex(session, model.frame_size, tap)
+
+    def summary(report: Report) -> str:
+        return _summary(report, frame_ms, session.seed, record)
+
+    hold(sounddevice, chosen, duplex, frame_ms, record, summary)
+
+
+def hold(
+    sounddevice: Any,  # noqa: ANN401
+    chosen: dict[str, dict[str, Any]],
+    make_duplex: Callable[[Callable[[_Pcm, _Pcm], None] | None], Duplex],
+    frame_ms: float,
+    record: Path | None,
+    summary: Callable[[Report], str],
+) -> None:
+    """Holds a conversation through chosen devices until Ctrl-C or its end.
+
+    Args:
+        sounddevice: The module.
+        chosen: Facts of the devices, under ``input`` and ``output``.
+        make_duplex: Gives the conversation, not started; its argument is the tap of a ``Duplex``.
+        frame_ms: Time of a frame.
+        record: Path of a wav file, or None.
+        summary: What to tell at the end.
+
+    Raises:
+        DeviceError: A device failed or stopped.
+        MoshiError: What the conversation raised.
+    """
     for kind, device in chosen.items():
         print(f"{kind}: {device['name']}", file=sys.stderr)
     print(_HEADPHONES, file=sys.stderr, flush=True)
 
-    frame_ms = 1e3 / model.frame_rate
     lost: list[str] = []
     with contextlib.ExitStack() as stack:
         tap = None
         if record is not None:
             tap = stack.enter_context(contextlib.closing(_Recording(record))).write
-        duplex = Duplex(session, model.frame_size, tap)
+        duplex = make_duplex(tap)
         stack.enter_context(_python_interrupt())
         show = stack.enter_context(_stepping(duplex, Terminal(frame_ms)))
         try:
@@ -154,10 +197,24 @@ def _converse(sounddevice: Any, options: dict[str, Any], open_session: _OpenSess
         except sounddevice.PortAudioError as error:
             reason = f"a sound device failed: {error}; {_LISTING}"
             raise DeviceError(reason) from error
-    print(_summary(duplex.report(), frame_ms, session.seed, record), file=sys.stderr)
+    print(summary(duplex.report()), file=sys.stderr)
     if lost:
         reason = f"the {lost[0]} device stopped; is it still connected?"
         raise DeviceError(reason)
+
+
+def choose(
+    sounddevice: Any,  # noqa: ANN401
+    options: dict[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Facts of the devices that ``input_device`` and ``output_device`` name, for ``hold``.
+
+    Raises:
+        DeviceError: There is none, or it does not work at our rate.
+    """
+    return {
+        kind: _device(sounddevice, kind, options[f"{kind}_device"]) for kind in ("input", "output")
+    }
 
 
 def _device(sounddevice: Any, kind: str, wanted: str | None) -> dict[str, Any]:  # noqa: ANN401

@@ -28,12 +28,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 fine, 1 a check fell short, 2 usage or config, 3 checkpoint, 4 device,
         5 input, 130 interrupted.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and _may_need_devices(arguments):
+        from moshi_rs import client  # As for chat: only where devices are used.
+
+        if client.is_for_devices(arguments):
+            return client.run(arguments[arguments.index("client") + 1 :])
     # Native code writes to the same files without Python's buffers.
     sys.stdout.flush()
     sys.stderr.flush()
     with _default_interrupt():
         return cli_main(["moshi-rs", *arguments], _chat)
+
+
+def _may_need_devices(arguments: Sequence[str]) -> bool:
+    return "client" in arguments
 
 
 def _chat(options: dict[str, Any], open_session: _OpenSession | None) -> int:

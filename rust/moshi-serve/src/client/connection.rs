@@ -190,10 +190,16 @@ impl ChatClient {
         })
     }
 
-    /// Says goodbye.
+    /// Says goodbye, and no more; false when the connection is gone. What the server still had to
+    /// say comes from [`ChatClient::next`], then its own goodbye.
+    pub async fn hang_up(&mut self) -> bool {
+        !self.closed && self.socket.close(None).await.is_ok()
+    }
+
+    /// Says goodbye and waits for the server's.
     pub async fn close(mut self) {
         let farewell = async {
-            if self.socket.close(None).await.is_ok() {
+            if self.hang_up().await {
                 while let Some(Ok(_)) = self.socket.next().await {}
             }
         };

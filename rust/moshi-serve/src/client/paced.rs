@@ -13,8 +13,8 @@ use crate::error::ServeError;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause between looks at whether to stop.
 const LOOK_AROUND: Duration = Duration::from_millis(50);
-/// Time for the text that follows the last audio.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+/// Time for the server's half of the goodbye, and for what it still had to say before it.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// What a conversation gave and how it went.
 #[derive(Debug, Clone, Default)]
@@ -40,7 +40,8 @@ pub struct Report {
 }
 
 /// Sends frames of `frame` samples, one each frame time, and takes what comes until every frame has
-/// its result, or the server ends, or `stop` says so. The server must listen already or refuse.
+/// its result, or the server ends, or `stop` says so. Then it says goodbye, and takes what the
+/// server says until it says goodbye, too: the text of a frame follows its audio.
 ///
 /// # Errors
 /// [`ServeError::Connect`] when the server never listens.
@@ -79,8 +80,7 @@ pub async fn converse(
         }
         if frames.peek().is_none() {
             let missing = (report.sent_frames as u64).saturating_sub(report.dropped_frames);
-            let wait = if answered as u64 >= missing { LAST_WORDS } else { PATIENCE };
-            if Instant::now() >= next + wait {
+            if answered as u64 >= missing || Instant::now() >= next + PATIENCE {
                 break;
             }
         }
@@ -114,6 +114,18 @@ pub async fn converse(
             }
             () = sleep(LOOK_AROUND) => {}
         }
+    }
+    if report.closed.is_none() && client.hang_up().await {
+        let last_words = async {
+            loop {
+                match client.next().await {
+                    ClientEvent::Closed(_) => break,
+                    event => take(&mut report, event, &mut heard),
+                }
+            }
+        };
+        // Whoever says nothing any more is left.
+        let _ = tokio::time::timeout(GOODBYE, last_words).await;
     }
     Ok(report)
 }

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{SinkExt, StreamExt};
 use moshi_serve::ServeConfig;
-use moshi_serve::client::{ClientEvent, converse};
+use moshi_serve::client::{ChatClient, ClientEvent, ClientOptions, converse};
+use moshi_wire::chat::ChatMessage;
+use moshi_wire::opus::OpusWriter;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
-    Echo, Running, closed, config, frames, greeted, heard, http, last_words, talk, through_opus,
+    Echo, RATE_HZ, Running, closed, config, frames, greeted, heard, http, last_words, talk,
+    through_opus,
 };
 
 #[tokio::test]
@@ -177,6 +180,33 @@ async fn a_recording_at_the_pace_of_speech_has_an_answer_for_every_frame() {
         assert_eq!(report.text, expected);
     }
     server.stop().await;
+}
+
+#[tokio::test]
+async fn text_that_comes_long_after_its_audio_is_waited_for() {
+    const LATE: Duration = Duration::from_millis(600);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    let serving = tokio::spawn(async move {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let mut socket = tokio_tungstenite::accept_async(tcp).await.unwrap();
+        let binary = |message: ChatMessage<'_>| Message::Binary(message.encode().into());
+        let handshake = ChatMessage::Handshake { protocol: 0, model: 0 };
+        socket.send(binary(handshake)).await.unwrap();
+        socket.next().await.unwrap().unwrap();
+        let pages = OpusWriter::new(RATE_HZ).unwrap().push(&frames(1)[0]).unwrap();
+        socket.send(binary(ChatMessage::Audio(&pages))).await.unwrap();
+        tokio::time::sleep(LATE).await;
+        socket.send(binary(ChatMessage::Text(" at last"))).await.unwrap();
+        while let Some(Ok(_)) = socket.next().await {}
+    });
+    let mut client = ChatClient::connect(&url, &ClientOptions::default()).await.unwrap();
+    let said =
+        converse(&mut client, frames(1).into_iter(), Duration::from_millis(80), |_| {}, || false);
+    let report = said.await.unwrap();
+    assert_eq!(report.text, " at last");
+    assert_eq!((report.latency.frames(), report.closed), (1, None));
+    serving.await.unwrap();
 }
 
 #[tokio::test]
