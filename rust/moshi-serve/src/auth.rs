@@ -26,6 +26,8 @@ const KEY_HEADERS: [&str; 3] = ["kyutai-api-key", "api-key", "x-api-key"];
 const KEY_PROTOCOL: &str = "openai-insecure-api-key.";
 /// Offered beside the protocol's own name by the web page.
 const TICKET_PROTOCOL: &str = "ticket.";
+/// Begins a ticket that stands where clients of OpenAI put an ephemeral key.
+pub(crate) const EPHEMERAL_KEY: &str = "ek_";
 /// Parameters that carry a key, for clients that know nothing better.
 const KEY_PARAMETERS: [&str; 3] = ["auth_id", "worker_auth_id", "api_key"];
 
@@ -57,10 +59,7 @@ impl Auth {
     /// True for a request with a key: what a ticket alone does not open.
     pub(crate) fn has_key(&self, headers: &HeaderMap, uri: &Uri) -> bool {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let bearer = text(AUTHORIZATION.as_str()).and_then(|value| {
-            let (scheme, key) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
-        });
+        let bearer = bearer(headers);
         let offered = protocols(headers).filter_map(|offer| offer.strip_prefix(KEY_PROTOCOL));
         let named = KEY_HEADERS.iter().filter_map(|name| text(name));
         let mut candidates: Vec<String> =
@@ -81,22 +80,37 @@ impl Auth {
 
     /// A new ticket; `None` when too many are out.
     pub(crate) fn issue_ticket(&self, now: Instant) -> Option<String> {
+        self.issue_ticket_for(TICKET_LIFE, now)
+    }
+
+    /// As [`Auth::issue_ticket`], with a life of its own.
+    pub(crate) fn issue_ticket_for(&self, life: Duration, now: Instant) -> Option<String> {
         let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
         tickets.retain(|_, until| *until > now);
         if tickets.len() >= MAX_TICKETS {
             return None;
         }
         let ticket = random_text();
-        tickets.insert(Token::hash_of(&ticket), now + TICKET_LIFE);
+        tickets.insert(Token::hash_of(&ticket), now + life);
         Some(ticket)
     }
 
     fn uses_ticket(&self, headers: &HeaderMap, now: Instant) -> bool {
         let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        let ephemeral = protocols(headers)
+            .filter_map(|offer| offer.strip_prefix(KEY_PROTOCOL))
+            .chain(bearer(headers))
+            .filter_map(|key| key.strip_prefix(EPHEMERAL_KEY));
         protocols(headers)
             .filter_map(|offer| offer.strip_prefix(TICKET_PROTOCOL))
+            .chain(ephemeral)
             .any(|ticket| tickets.remove(&Token::hash_of(ticket)).is_some_and(|until| until > now))
     }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, key) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
 }
 
 /// Sub-protocols that a client offers.
@@ -225,6 +239,17 @@ mod tests {
         assert!(!auth.allows(&with(&ticket), &uri, now));
         let ticket = auth.issue_ticket(now).unwrap();
         assert!(!auth.allows(&with(&ticket), &uri, now + TICKET_LIFE));
+        for name in ["authorization", "sec-websocket-protocol"] {
+            let ticket = auth.issue_ticket_for(Duration::from_secs(10), now).unwrap();
+            let value = match name {
+                "authorization" => format!("Bearer ek_{ticket}"),
+                _ => format!("realtime, openai-insecure-api-key.ek_{ticket}"),
+            };
+            let with = headers(&[(name, &value)]);
+            assert!(!auth.has_key(&with, &uri));
+            assert!(auth.allows(&with, &uri, now + Duration::from_secs(9)), "{name}");
+            assert!(!auth.allows(&with, &uri, now), "{name}");
+        }
         for _ in 0..MAX_TICKETS {
             auth.issue_ticket(now).unwrap();
         }

@@ -53,6 +53,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .merge(open)
         .merge(keyed)
         .route("/api/ticket", post(ticket))
+        .route("/v1/realtime/client_secrets", post(realtime::secrets::handler))
         .fallback(unknown)
         .layer(from_fn_with_state(Arc::clone(&app), origins))
         .with_state(app)
@@ -100,7 +101,7 @@ impl App {
         rejected.get_or_create(&metrics::label("reason", reason)).inc();
     }
 
-    fn unauthorised(&self) -> Response<Body> {
+    pub(crate) fn unauthorised(&self) -> Response<Body> {
         self.reject("auth");
         let message = "no valid API key; send one as `Authorization: Bearer KEY`";
         refusal(StatusCode::UNAUTHORIZED, "invalid_api_key", message)

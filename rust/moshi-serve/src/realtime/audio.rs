@@ -88,6 +88,15 @@ impl AudioIn {
         resampler.process(&samples, &mut resampled);
         Some(resampled)
     }
+
+    /// What a resampler still holds, where nothing follows.
+    pub(crate) fn finish(&mut self) -> Vec<f32> {
+        let mut rest = Vec::new();
+        if let Some(resampler) = &mut self.resampler {
+            resampler.finish(&mut rest);
+        }
+        rest
+    }
 }
 
 /// The model's samples, to what a client gets.

@@ -293,6 +293,7 @@ impl Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn settings_are_merged_and_told_in_both_spellings() {
@@ -321,6 +322,68 @@ mod tests {
         assert_eq!(settings.update(&bad).unwrap_err().0, "session.audio.input.format");
         assert_eq!(settings.json(Dialect::Current)["instructions"], "be kind", "all or nothing");
         assert!(settings.update(&json!({ "type": "transcription" })).is_err());
+    }
+
+    /// Any JSON, with the names that mean something more often than not.
+    fn any_json() -> impl Strategy<Value = Value> {
+        const NAMES: &[&str] = &[
+            "type",
+            "audio",
+            "input",
+            "output",
+            "format",
+            "rate",
+            "voice",
+            "speed",
+            "transcription",
+            "turn_detection",
+            "output_modalities",
+            "modalities",
+            "max_output_tokens",
+            "input_audio_format",
+            "output_audio_format",
+            "instructions",
+            "other",
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            prop::sample::select(vec![
+                "realtime",
+                "audio",
+                "text",
+                "audio/pcm",
+                "g711_alaw",
+                "inf"
+            ])
+            .prop_map(Value::from),
+            ".*".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(5, 48, 8, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((prop::sample::select(NAMES), inner), 0..8)
+                    .prop_map(|pairs| pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_settings_are_taken_or_change_nothing(updates in prop::collection::vec(any_json(), 1..6)) {
+            let mut settings = Settings::new("box");
+            for update in &updates {
+                let before = settings.json(Dialect::Current);
+                if settings.update(update).is_err() {
+                    prop_assert_eq!(settings.json(Dialect::Current), before);
+                }
+                let current = settings.json(Dialect::Current);
+                prop_assert!(Format::parse(&current["audio"]["input"]["format"]).is_some());
+                prop_assert!(Format::parse(&current["audio"]["output"]["format"]).is_some());
+                prop_assert!(settings.json(Dialect::Beta)["input_audio_format"].is_string());
+            }
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::audio::{AudioIn, AudioOut, Format};
 use super::events::id;
+use super::fixture::Fixture;
 use super::{Gone, MAX_BACKLOG_FRAMES, MAX_MESSAGE_BYTES, PAUSE, TICK, leave, session_request};
 use crate::hub::{End, OpenError, OutputFrame, SessionHandle};
 use crate::routes::{App, refusal};
@@ -85,7 +86,7 @@ async fn run(app: &App, mut socket: Socket) {
     // Sessions have no end of their own; a day is a promise that can be kept.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     resource["expires_at"] = (now + 86_400).into();
-    if resource["audio"].is_null() {
+    if !resource["audio"].is_object() {
         resource["audio"] = json!({});
     }
     resource["audio"]["format"] = format.json();
@@ -101,6 +102,7 @@ async fn run(app: &App, mut socket: Socket) {
         backlog: 0,
         steps: 0,
         informed: false,
+        fixture: None,
     };
     session.run(start.get("event_id").cloned()).await;
 }
@@ -148,6 +150,8 @@ struct Live<'a> {
     backlog: usize,
     steps: u64,
     informed: bool,
+    /// Plays in place of the model's voice, which hears silence meanwhile.
+    fixture: Option<Fixture>,
 }
 
 impl Live<'_> {
@@ -227,7 +231,7 @@ impl Live<'_> {
                         error_event("invalid_value", "audio is not base64", Some("audio"), cause);
                     return self.send_event(error).await.map(|()| false);
                 };
-                if self.muted {
+                if self.muted || self.fixture.is_some() {
                     samples.fill(0.0);
                 }
                 self.last = Some(Instant::now());
@@ -264,6 +268,7 @@ impl Live<'_> {
                 let body = json!({ "session": self.resource, "client_event_id": cause });
                 self.send("session.updated", body).await?;
             }
+            "session.output_audio.fixture.play" => self.play(&event).await?,
             "session.close" => return Ok(true),
             _ => {
                 let text = "no such event, or one that this model cannot follow";
@@ -273,9 +278,39 @@ impl Live<'_> {
         Ok(false)
     }
 
-    async fn speak(&mut self, frame: OutputFrame) -> Result<(), Gone> {
+    /// Plays a recording to the user, as fast as steps go on: of audio that comes, or of silence.
+    async fn play(&mut self, event: &Value) -> Result<(), Gone> {
+        let cause = event.get("event_id");
+        if self.fixture.is_some() {
+            let text = "a recording is playing; wait for session.output_audio.fixture.played";
+            return self.send_event(error_event("fixture_active", text, None, cause)).await;
+        }
+        let card = self.app.hub.card();
+        match Fixture::parse(event, card.sample_rate_hz, card.frame_samples) {
+            Err(text) => {
+                let error = error_event("invalid_value", text, Some("audio"), cause);
+                self.send_event(error).await
+            }
+            Ok(fixture) => {
+                self.fixture = Some(fixture);
+                self.last.get_or_insert_with(Instant::now);
+                let body = json!({ "client_event_id": cause });
+                self.send("session.output_audio.fixture.playing", body).await
+            }
+        }
+    }
+
+    async fn speak(&mut self, mut frame: OutputFrame) -> Result<(), Gone> {
         let start = self.milliseconds();
         self.steps += 1;
+        let mut played = None;
+        if let Some(fixture) = &mut self.fixture {
+            frame.pcm = fixture.next_frame().unwrap_or(frame.pcm);
+            frame.text.clear();
+            if fixture.is_over() {
+                played = self.fixture.take();
+            }
+        }
         let delta = self.mouth.encode(&frame.pcm);
         if !delta.is_empty() {
             let event = json!({ "type": "session.output_audio.delta", "delta": delta });
@@ -285,6 +320,10 @@ impl Live<'_> {
             let end = self.milliseconds();
             let body = json!({ "delta": frame.text, "start_ms": start, "end_ms": end });
             self.send("session.output_transcript.delta", body).await?;
+        }
+        if let Some(fixture) = played {
+            let body = json!({ "client_event_id": fixture.cause });
+            self.send("session.output_audio.fixture.played", body).await?;
         }
         Ok(())
     }

@@ -8,7 +8,9 @@
 pub(crate) mod audio;
 mod client_events;
 mod events;
+mod fixture;
 pub(crate) mod live;
+pub(crate) mod secrets;
 mod turn;
 
 use std::borrow::Cow;

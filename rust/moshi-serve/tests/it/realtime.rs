@@ -300,3 +300,137 @@ async fn a_live_session_answers_every_frame_and_says_goodbye() {
     assert_eq!(client.close_code().await, Some(1008));
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_live_client_has_a_recording_played() {
+    let server = Running::start(&Arc::new(Echo::new()), config(1));
+    let mut client = Client::connect(&server, "/v1/live/sessions", &[]).await;
+    client.send(json!({ "type": "session.start", "session": { "model": "echo" } })).await;
+    client.find("session.started").await;
+    let recording = quantised(&frames(3));
+    let play = |samples: &[f32], id: &str| {
+        let audio = STANDARD.encode(encode(Coding::Pcm16, samples));
+        json!({ "type": "session.output_audio.fixture.play", "audio": audio, "event_id": id })
+    };
+    client.send(play(&[], "empty")).await;
+    let refused = client.next().await;
+    assert_eq!(
+        (&refused["error"]["code"], &refused["error"]["client_event_id"]),
+        (&"invalid_value".into(), &"empty".into())
+    );
+    client.send(play(&recording.concat(), "song")).await;
+    let playing = client.find("session.output_audio.fixture.playing").await;
+    assert_eq!(playing["client_event_id"], "song");
+    client.send(play(&recording.concat(), "other")).await;
+    assert_eq!(client.next().await["error"]["code"], "fixture_active");
+    // The client goes on talking; neither is it heard, nor does the model speak.
+    client.say("session.input_audio.append", &frames(3)).await;
+    for frame in &recording {
+        let event = client.next().await;
+        assert_eq!(event["type"], "session.output_audio.delta");
+        let got = samples(&event);
+        assert!(got.iter().zip(frame).all(|(a, b)| (a - b).abs() < 1e-4));
+    }
+    let played = client.find("session.output_audio.fixture.played").await;
+    assert_eq!(played["client_event_id"], "song");
+    // Silence went in: what comes out now has no trace of the three frames.
+    client.say("session.input_audio.append", &[vec![0.0; FRAME]]).await;
+    let silence = vec![vec![0.0; FRAME]; 4];
+    let (pcm, _) = Echo::alone(&silence, 1);
+    let after = client.find("session.output_audio.delta").await;
+    assert!(samples(&after).iter().zip(&pcm[3]).all(|(a, b)| (a - b).abs() < 1e-4));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_recording_is_played_to_a_client_that_sends_nothing() {
+    let server = Running::start(&Arc::new(Echo::new()), config(1));
+    let mut client = Client::connect(&server, "/v1/live/sessions", &[]).await;
+    client.send(json!({ "type": "session.start", "session": { "model": "echo" } })).await;
+    let audio = STANDARD.encode(encode(Coding::Pcm16, &frames(2).concat()));
+    client.send(json!({ "type": "session.output_audio.fixture.play", "audio": audio })).await;
+    client.find("session.output_audio.fixture.played").await;
+    server.stop().await;
+}
+
+/// Values of every kind where another is expected.
+fn odd_values() -> Vec<Value> {
+    let deep = (0..60).fold(json!(1), |inner, _| json!([inner]));
+    vec![
+        json!(null),
+        json!(true),
+        json!(-1.5e300),
+        json!("text"),
+        json!([]),
+        json!({ "format": 7, "input": "x", "type": [] }),
+        deep,
+    ]
+}
+
+#[tokio::test]
+async fn odd_events_are_answered_and_hurt_nobody() {
+    let server = Running::start(&Arc::new(Echo::new()), config(3));
+    let mut witness = Client::connect(&server, "/v1/realtime", &[]).await;
+    witness.find("session.created").await;
+    let mut client = Client::connect(&server, "/v1/realtime", &[]).await;
+    client.find("session.created").await;
+    for kind in [
+        "session.update",
+        "input_audio_buffer.append",
+        "conversation.item.create",
+        "conversation.item.retrieve",
+        "conversation.item.truncate",
+        "response.create",
+        "no.such.event",
+    ] {
+        for odd in odd_values() {
+            let event = json!({
+                "type": kind,
+                "event_id": odd,
+                "session": { "audio": odd, "turn_detection": odd, "output_modalities": odd },
+                "audio": odd,
+                "item": odd,
+                "item_id": odd,
+                "response": odd,
+            });
+            client.send(event).await;
+            client.send(json!({ "type": kind, "session": odd })).await;
+        }
+    }
+    for text in ["", "{", "[]", "7", "\"\u{0}\"", &"[".repeat(100_000)] {
+        client.0.send(Message::Text(text.into())).await.unwrap();
+        client.0.send(Message::Binary(text.to_owned().into())).await.unwrap();
+    }
+    client.send(json!({ "type": "session.update", "session": { "instructions": "well" } })).await;
+    while client.next().await["session"]["instructions"] != "well" {}
+    witness.send(json!({ "type": "session.update", "session": {} })).await;
+    witness.find("session.updated").await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn odd_live_sessions_start_or_say_why_not() {
+    let server = Running::start(&Arc::new(Echo::new()), config(1));
+    for odd in odd_values() {
+        for session in [odd.clone(), json!({ "audio": odd }), json!({ "audio": { "format": odd } })]
+        {
+            let mut client = Client::connect(&server, "/v1/live/sessions", &[]).await;
+            client.send(json!({ "type": "session.start", "session": session })).await;
+            let answer = client.next().await;
+            if answer["type"] == "error" {
+                assert_eq!(client.close_code().await, Some(1008), "{session}");
+                continue;
+            }
+            assert_eq!(answer["type"], "session.started", "{session}");
+            assert!(answer["session"]["audio"]["format"].is_object(), "{session}");
+            for kind in ["session.update", "session.input_audio.append", "session.thinking.append"]
+            {
+                client.send(json!({ "type": kind, "session": odd, "audio": odd })).await;
+            }
+            client.send(json!({ "type": "session.close" })).await;
+            assert_eq!(client.close_code().await, Some(1000), "{session}");
+            server.slots(0, 0).await;
+        }
+    }
+    server.stop().await;
+}

@@ -6,7 +6,7 @@ use moshi_serve::client::{ChatClient, ClientOptions};
 use moshi_serve::{ServeConfig, ServeError, Server, Tls};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Echo, Running, UPGRADE, config, frames, greeted, http, talk};
+use crate::support::{Echo, Running, UPGRADE, config, frames, greeted, http, http_with_body, talk};
 
 const KEY: &str = "a-key-that-is-long-enough";
 
@@ -29,6 +29,7 @@ async fn a_wrong_key_opens_no_route() {
         "GET /v1/models",
         "GET /v1/models/echo",
         "POST /api/ticket",
+        "POST /v1/realtime/client_secrets",
     ] {
         for header in [
             String::new(),
@@ -47,7 +48,7 @@ async fn a_wrong_key_opens_no_route() {
         let header = format!("Authorization: Bearer {KEY}\r\n");
         assert_ne!(http(server.address, route, &header).await.0, 401, "{route}");
     }
-    assert_eq!(seen, 50);
+    assert_eq!(seen, 55);
     for open in ["GET /healthz", "GET /readyz", "GET /"] {
         assert_eq!(http(server.address, open, "").await.0, 200, "{open}");
     }
@@ -82,6 +83,51 @@ async fn a_page_exchanges_its_key_for_a_ticket_that_opens_once() {
     socket.read_exact(&mut answer).await.unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer));
     assert_eq!(http(server.address, "GET /api/chat", &ask).await.0, 401);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_ephemeral_key_opens_one_realtime_connection() {
+    let server = Running::start(&Arc::new(Echo::new()), keyed());
+    let header = format!("Authorization: Bearer {KEY}\r\n");
+    let path = "POST /v1/realtime/client_secrets";
+    let body = r#"{"expires_after": {"anchor": "created_at", "seconds": 600},
+        "session": {"type": "realtime", "instructions": "be kind"}}"#;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let (status, answer) = http_with_body(server.address, path, &header, body).await;
+    assert_eq!(status, 200, "{answer}");
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    let key = answer["value"].as_str().unwrap();
+    assert!(key.starts_with("ek_"), "{key}");
+    let expires = answer["expires_at"].as_u64().unwrap();
+    assert!((now + 60..now + 90).contains(&expires), "a minute, not ten");
+    assert_eq!(answer["session"]["instructions"], "be kind");
+
+    let with = format!("Authorization: Bearer {key}\r\n");
+    assert_eq!(http(server.address, path, &with).await.0, 401, "it buys no other");
+    let ask = format!("Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.{key}\r\n");
+    let mut socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let text =
+        format!("GET /v1/realtime HTTP/1.1\r\nHost: {}\r\n{UPGRADE}{ask}\r\n", server.address);
+    socket.write_all(text.as_bytes()).await.unwrap();
+    let mut start = vec![0; 64];
+    socket.read_exact(&mut start).await.unwrap();
+    assert!(start.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&start));
+    assert_eq!(http(server.address, "GET /v1/realtime", &ask).await.0, 401);
+
+    let (_, answer) = http(server.address, path, &header).await;
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    let with = format!("Authorization: Bearer {}\r\n", answer["value"].as_str().unwrap());
+    assert_eq!(http(server.address, "GET /v1/models", &with).await.0, 200);
+    assert_eq!(http(server.address, "GET /v1/models", &with).await.0, 401);
+    for (bad, reason) in [
+        ("no json", "not JSON"),
+        (r#"{"session": {"type": "transcription"}}"#, "session.type"),
+        (r#"{"expires_after": {"seconds": "soon"}}"#, "expires_after.seconds"),
+    ] {
+        let (status, answer) = http_with_body(server.address, path, &header, bad).await;
+        assert!(status == 400 && answer.contains(reason), "{bad}: {status} {answer}");
+    }
     server.stop().await;
 }
 

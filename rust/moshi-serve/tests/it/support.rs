@@ -262,10 +262,23 @@ pub(crate) async fn closed(client: &mut ChatClient) -> Option<(u16, String)> {
 
 /// Status and body of a request without body. `headers` end in a line end each.
 pub(crate) async fn http(address: SocketAddr, request: &str, headers: &str) -> (u16, String) {
+    http_with_body(address, request, headers, "").await
+}
+
+/// As [`http`], with a body.
+pub(crate) async fn http_with_body(
+    address: SocketAddr,
+    request: &str,
+    headers: &str,
+    body: &str,
+) -> (u16, String) {
     let mut socket = TcpStream::connect(address).await.unwrap();
     let host =
         if headers.contains("Host:") { String::new() } else { format!("Host: {address}\r\n") };
-    let text = format!("{request} HTTP/1.1\r\n{host}{headers}Connection: close\r\n\r\n");
+    let length =
+        if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    let text =
+        format!("{request} HTTP/1.1\r\n{host}{headers}{length}Connection: close\r\n\r\n{body}");
     socket.write_all(text.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     socket.read_to_end(&mut answer).await.unwrap();
