@@ -3,6 +3,7 @@
 
 pub mod build;
 pub mod seeds;
+pub mod wire;
 
 use std::io::Write;
 use std::path::Path;
