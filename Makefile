@@ -48,12 +48,12 @@ test-python: develop ## Tests of the Python package, its types and its stubs
 
 CARGO_FUZZ := 0.13.2
 FUZZ_SECONDS ?= 600
-FUZZ_TARGETS ?= gguf safetensors lora weights config
+FUZZ_TARGETS ?= gguf safetensors lora weights config ogg opus chat
 
 # Stable compilers have the options that count coverage, but hide them.
 .PHONY: fuzz
 fuzz: export RUSTC_BOOTSTRAP = 1
-fuzz: tools ## Fuzz what reads checkpoints: FUZZ_SECONDS for each of FUZZ_TARGETS
+fuzz: tools ## Fuzz what reads checkpoints and connections: FUZZ_SECONDS for each of FUZZ_TARGETS
 	@command -v cargo-fuzz >/dev/null || { echo "error: no cargo-fuzz; cargo install --locked cargo-fuzz@$(CARGO_FUZZ)" >&2; exit 1; }
 	for target in $(FUZZ_TARGETS); do \
 		cargo fuzz run --fuzz-dir tests/fuzz --target-dir $(abspath target/fuzz) --sanitizer none $$target -- \
@@ -116,9 +116,17 @@ $(CLIENTS_VENV)/ready: tests/clients/requirements.txt | tools
 
 .PHONY: test-clients
 test-clients: $(CLIENTS_VENV)/ready ## Clients of other projects, as published, against the server
-	cargo build --release --locked -p moshi-cli
-	MOSHI_RS="$(abspath target/release/moshi-rs)" \
+	@# The crates of `make test` again, not built a second time.
+	cargo build --workspace --locked --bin moshi-rs
+	MOSHI_RS="$(abspath target/debug/moshi-rs)" \
 		$(CLIENTS_VENV)/bin/python -m pytest -c /dev/null --rootdir tests/clients tests/clients
+
+SOAK ?=
+
+.PHONY: soak
+soak: $(CLIENTS_VENV)/ready ## Keep the server busy for 40 minutes with callers of every kind: SOAK="--seconds 600"
+	cargo build --release --locked -p moshi-cli
+	MOSHI_RS="$(abspath target/release/moshi-rs)" $(CLIENTS_VENV)/bin/python tests/soak.py $(SOAK)
 
 $(BOX_VENV)/ready: python/recipes/box/requirements.txt | tools
 	@for program in espeak-ng flite; do command -v $$program >/dev/null || \

@@ -32,6 +32,13 @@ def command() -> list[str]:
 @contextlib.contextmanager
 def server(*options: str):
     """Starts ``moshi-rs serve`` on a free port and gives host and port; it must end with 0."""
+    with started(*options) as (_, host, port):
+        yield host, port
+
+
+@contextlib.contextmanager
+def started(*options: str):
+    """As ``server``, with the process."""
     model = os.environ.get("MOSHI_RS_MODEL")
     if model:
         options = (*options, "--model", model)
@@ -45,7 +52,7 @@ def server(*options: str):
         line = process.stdout.readline()
         found = re.search(r"https?://([\d.]+):(\d+)", line)
         assert found, f"no address in {line!r}"
-        yield found[1], int(found[2])
+        yield process, found[1], int(found[2])
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
     finally:
