@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import runpy
+import wave
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pytest
 
 from moshi_rs import aio, errors
+from support import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from websockets.asyncio.server import ServerConnection
 
@@ -94,3 +98,33 @@ def test_samples_are_checked() -> None:
                     await call.send(bad)
 
     converse(handler, client)
+
+
+def test_the_example_of_the_guide_writes_the_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = 0
+
+    async def handler(socket: ServerConnection) -> None:
+        nonlocal frames
+        await socket.send(bytes(9))
+        async for message in socket:
+            frames += 1
+            await socket.send(message)
+            await socket.send(f" {frames}".encode().rjust(len(f" {frames}") + 1, b"\x02"))
+
+    question, answer = tmp_path / "question.wav", tmp_path / "answer.wav"
+    samples = np.arange(2_000, dtype="<i2")
+    with wave.open(str(question), "wb") as file:
+        file.setparams((1, 2, 24_000, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    program = REPOSITORY / "docs/examples/clients/asyncio_client.py"
+    main = runpy.run_path(str(program))["main"]
+    main.__globals__["SILENCE_FRAMES"] = 1
+    said = converse(handler, lambda url: main(url, str(question), str(answer)))
+    assert said == " 1 2 3"
+    assert capsys.readouterr().out == " 1 2 3\n"
+    with wave.open(str(answer)) as file:
+        heard = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    assert len(heard) == 3 * 1_920
+    np.testing.assert_allclose(heard[:2_000], samples, atol=2)
