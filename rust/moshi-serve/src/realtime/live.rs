@@ -13,7 +13,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::audio::{AudioIn, AudioOut, Format};
 use super::events::id;
-use super::{MAX_BACKLOG_FRAMES, MAX_MESSAGE_BYTES, PAUSE, TICK, session_request};
+use super::pace::Pace;
+use super::{MAX_BACKLOG_FRAMES, MAX_MESSAGE_BYTES, TICK, length, session_request};
 use crate::hub::{End, OpenError, OutputFrame, SessionHandle};
 use crate::routes::{App, refusal};
 use crate::server::Counted;
@@ -100,7 +101,7 @@ async fn run(app: &App, mut socket: Socket) {
         ears: AudioIn::new(format, model_hz),
         mouth: AudioOut::new(format, model_hz),
         muted: false,
-        last: None,
+        pace: Pace::default(),
         backlog: 0,
         steps: 0,
         informed: false,
@@ -147,7 +148,7 @@ struct Live<'a> {
     ears: AudioIn,
     mouth: AudioOut,
     muted: bool,
-    last: Option<Instant>,
+    pace: Pace,
     backlog: usize,
     steps: u64,
     informed: bool,
@@ -199,12 +200,7 @@ impl Live<'_> {
                 }
                 _ = tick.tick() => {
                     self.backlog = self.handle.pump();
-                    let frame_time = self.app.hub.card().frame_time();
-                    let paused = self.last.filter(|last| last.elapsed() > PAUSE);
-                    if let (Some(last), 0) = (paused, self.backlog) {
-                        self.last = Some(last + frame_time);
-                        self.handle.offer(&vec![0.0; self.app.hub.card().frame_samples]);
-                    }
+                    self.fill_pause();
                 }
                 _ = usage.tick() => {
                     let held_back = self.backlog >= MAX_BACKLOG_FRAMES;
@@ -218,6 +214,16 @@ impl Live<'_> {
                     self.send("session.usage.updated", body).await?;
                 }
             }
+        }
+    }
+
+    fn fill_pause(&mut self) {
+        let card = self.app.hub.card();
+        let now = Instant::now();
+        if self.backlog > 0 {
+            self.pace.busy(now);
+        } else if self.pace.takes_silence(card.frame_time(), now) {
+            self.handle.offer(&vec![0.0; card.frame_samples]);
         }
     }
 
@@ -236,7 +242,7 @@ impl Live<'_> {
                 if self.muted {
                     samples.fill(0.0);
                 }
-                self.last = Some(Instant::now());
+                self.pace.heard(length(&samples, self.app.hub.card()), Instant::now());
                 self.backlog = self.handle.offer(&samples);
             }
             "session.input_audio.mute" => {

@@ -9,6 +9,7 @@ pub(crate) mod audio;
 mod client_events;
 mod events;
 pub(crate) mod live;
+mod pace;
 mod turn;
 
 use std::pin::pin;
@@ -23,9 +24,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::audio::{AudioIn, AudioOut};
 use self::events::{Dialect, Response, Settings, id};
+use self::pace::Pace;
 use self::turn::{Turn, Turns, rms};
 use crate::auth::protocols;
-use crate::backend::StreamOptions;
+use crate::backend::{Card, StreamOptions};
 use crate::hub::{End, OpenError, OutputFrame, SessionHandle, SessionRequest};
 use crate::routes::{App, refusal};
 use crate::scheduler::Overflow;
@@ -36,8 +38,6 @@ use crate::websocket::{Received, Socket, upgrade};
 pub(crate) const MAX_MESSAGE_BYTES: usize = 2 << 20;
 /// Frames that a connection holds for the model before it reads no more: ten seconds.
 pub(crate) const MAX_BACKLOG_FRAMES: usize = 125;
-/// Without audio for so long, the model hears silence.
-pub(crate) const PAUSE: Duration = Duration::from_millis(160);
 /// Pause between looks at the clock.
 pub(crate) const TICK: Duration = Duration::from_millis(20);
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -120,8 +120,7 @@ struct Heard {
     samples: u64,
     /// Samples since the last commit.
     uncommitted: u64,
-    /// When audio came last, or silence was put in its place.
-    last: Option<Instant>,
+    pace: Pace,
     /// Loudness of the newest frames, for who wants to know when the user speaks.
     loud: [bool; 4],
     speaking: Option<String>,
@@ -228,16 +227,17 @@ impl Session<'_> {
     /// Once audio has come, a pause in it is silence at the pace of time.
     fn fill_pause(&mut self) {
         let card = self.app.hub.card();
-        let Some(last) = self.heard.last.filter(|last| last.elapsed() > PAUSE) else { return };
-        if self.backlog == 0 {
-            self.heard.last = Some(last + card.frame_time());
+        let now = Instant::now();
+        if self.backlog > 0 {
+            self.heard.pace.busy(now);
+        } else if self.heard.pace.takes_silence(card.frame_time(), now) {
             self.handle.offer(&vec![0.0; card.frame_samples]);
         }
     }
 
     async fn hear(&mut self, samples: &[f32]) -> Sent {
         let rate = u64::from(self.app.hub.card().sample_rate_hz);
-        self.heard.last = Some(Instant::now());
+        self.heard.pace.heard(length(samples, self.app.hub.card()), Instant::now());
         self.heard.samples += samples.len() as u64;
         self.heard.uncommitted += samples.len() as u64;
         self.backlog = self.handle.offer(samples);
@@ -447,6 +447,11 @@ fn farewell(end: End) -> (u16, String) {
         End::Failed => (1011, "internal error"),
     };
     (code, reason.to_owned())
+}
+
+/// How long samples at the model's rate last.
+pub(crate) fn length(samples: &[f32], card: &Card) -> Duration {
+    Duration::from_secs_f64(samples.len() as f64 / f64::from(card.sample_rate_hz))
 }
 
 fn ids(response: &Response) -> Value {

@@ -6,5 +6,6 @@ mod chat;
 mod faults;
 mod lifecycle;
 mod realtime;
+mod realtime_edges;
 mod security;
 mod support;

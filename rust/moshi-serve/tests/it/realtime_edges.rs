@@ -1,0 +1,54 @@
+//! OpenAI's protocols where clients are hasty, hostile or interrupted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use moshi_wire::pcm::{Coding, encode};
+use serde_json::{Value, json};
+
+use crate::realtime::{Client, quantised, samples};
+use crate::support::{Echo, Running, config, frames};
+
+const LIVE: &str = "/v1/live/sessions";
+
+fn append(kind: &str, samples: &[f32]) -> Value {
+    json!({ "type": kind, "audio": STANDARD.encode(encode(Coding::Pcm16, samples)) })
+}
+
+async fn live(server: &Running, session: Value) -> Client {
+    let mut client = Client::connect(server, LIVE, &[]).await;
+    client.send(json!({ "type": "session.start", "session": session })).await;
+    client
+}
+
+#[tokio::test]
+async fn long_chunks_at_the_pace_of_time_have_no_silence_between_them() {
+    let server = Running::start(&Arc::new(Echo::new()), config(1));
+    let mut client = live(&server, json!({ "model": "echo" })).await;
+    client.find("session.started").await;
+    let said = frames(30);
+    let (pcm, _) = Echo::alone(&quantised(&said), 1);
+    // The second chunk comes while the first one still lasts.
+    client.send(append("session.input_audio.append", &said[..15].concat())).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    client.send(append("session.input_audio.append", &said[15..].concat())).await;
+    for expected in &pcm {
+        let got = samples(&client.find("session.output_audio.delta").await);
+        assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4));
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_pause_is_silence() {
+    let server = Running::start(&Arc::new(Echo::new()), config(1));
+    let mut client = live(&server, json!({ "model": "echo" })).await;
+    client.find("session.started").await;
+    client.send(append("session.input_audio.append", &frames(2).concat())).await;
+    for _ in 0..6 {
+        client.find("session.output_audio.delta").await;
+    }
+    server.stop().await;
+}
