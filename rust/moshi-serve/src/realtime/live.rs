@@ -89,7 +89,8 @@ async fn run(app: &App, mut socket: Socket) {
     // Sessions have no end of their own; a day is a promise that can be kept.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     resource["expires_at"] = (now + 86_400).into();
-    if resource["audio"].is_null() {
+    // What is no object cannot be written into.
+    if !resource["audio"].is_object() {
         resource["audio"] = json!({});
     }
     resource["audio"]["format"] = format.json();

@@ -52,3 +52,28 @@ async fn a_pause_is_silence() {
     }
     server.stop().await;
 }
+
+#[tokio::test]
+async fn live_sessions_start_whatever_is_in_place_of_an_object() {
+    let server = Running::start(&Arc::new(Echo::new()), config(1));
+    for session in [
+        json!({ "model": "echo", "audio": "loud" }),
+        json!({ "audio": [] }),
+        json!({ "audio": 3 }),
+        json!({ "audio": { "format": null } }),
+        json!([]),
+        json!("x"),
+    ] {
+        let mut client = live(&server, session.clone()).await;
+        let started = client.next().await;
+        assert_eq!(started["type"], "session.started", "{session}");
+        let format = &started["session"]["audio"]["format"];
+        assert_eq!(format["rate"], 24_000, "{session}");
+        client.send(json!({ "type": "session.update", "session": session })).await;
+        client.find("session.updated").await;
+        client.send(json!({ "type": "session.close" })).await;
+        client.find("session.closed").await;
+        server.slots(0, 0).await;
+    }
+    server.stop().await;
+}
