@@ -8,6 +8,8 @@ use super::{Sent, Session};
 
 /// The shortest commit, in milliseconds.
 const MIN_COMMIT_MS: u64 = 100;
+/// Longest identifier of a client that is kept.
+const MAX_ID_BYTES: usize = 256;
 const BAD_REQUEST: &str = "invalid_request_error";
 
 impl Session<'_> {
@@ -55,21 +57,19 @@ impl Session<'_> {
                 self.close_response("cancelled", Some("client_cancelled")).await
             }
             "conversation.item.create" => self.create_item(&event).await,
-            "conversation.item.retrieve" => match self.find(&event) {
-                Some(at) => {
-                    let item = self.items[at].clone();
+            "conversation.item.retrieve" => match self.items.get(&event["item_id"]).cloned() {
+                Some(item) => {
                     self.send("conversation.item.retrieved", json!({ "item": item })).await
                 }
                 None => self.no_item(cause).await,
             },
-            "conversation.item.delete" => match self.find(&event) {
-                Some(at) => {
-                    let item = self.items.remove(at);
-                    let body = json!({ "item_id": item["id"] });
-                    self.send("conversation.item.deleted", body).await
+            "conversation.item.delete" => {
+                if !self.items.remove(&event["item_id"]) {
+                    return self.no_item(cause).await;
                 }
-                None => self.no_item(cause).await,
-            },
+                let body = json!({ "item_id": event["item_id"] });
+                self.send("conversation.item.deleted", body).await
+            }
             "conversation.item.truncate" => {
                 let body = json!({
                     "item_id": event["item_id"],
@@ -123,16 +123,12 @@ impl Session<'_> {
         if !item.is_object() {
             item = json!({ "type": "message", "role": "user", "content": [] });
         }
-        if !item["id"].is_string() {
+        if item["id"].as_str().is_none_or(|id| id.is_empty() || id.len() > MAX_ID_BYTES) {
             item["id"] = id("item").into();
         }
         item["object"] = "realtime.item".into();
         item["status"] = "completed".into();
-        self.add_item(item).await
-    }
-
-    fn find(&self, event: &Value) -> Option<usize> {
-        self.items.iter().position(|item| item["id"] == event["item_id"])
+        self.add_item(item, &event["previous_item_id"]).await
     }
 
     async fn no_item(&mut self, cause: Option<&Value>) -> Sent {

@@ -8,6 +8,7 @@
 pub(crate) mod audio;
 mod client_events;
 mod events;
+mod items;
 pub(crate) mod live;
 mod pace;
 mod turn;
@@ -24,6 +25,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::audio::{AudioIn, AudioOut};
 use self::events::{Dialect, Response, Settings, id};
+use self::items::Items;
 use self::pace::Pace;
 use self::turn::{Turn, Turns, rms};
 use crate::auth::protocols;
@@ -106,7 +108,7 @@ async fn run(app: &App, mut socket: Socket, dialect: Dialect) {
         conversation: id("conv"),
         turns: Turns::default(),
         response: None,
-        items: Vec::new(),
+        items: Items::default(),
         heard: Heard::default(),
         backlog: 0,
     };
@@ -127,9 +129,6 @@ struct Heard {
     quiet: u64,
 }
 
-/// Items that can be asked for; older ones are forgotten.
-const MAX_ITEMS: usize = 256;
-
 struct Session<'a> {
     app: &'a App,
     socket: Socket,
@@ -141,7 +140,7 @@ struct Session<'a> {
     mouth: AudioOut,
     turns: Turns,
     response: Option<Response>,
-    items: Vec<Value>,
+    items: Items,
     heard: Heard,
     backlog: usize,
 }
@@ -276,27 +275,23 @@ impl Session<'_> {
     /// Tells that what was heard until now is an item of the conversation.
     async fn commit(&mut self, item: String) -> Sent {
         self.heard.uncommitted = 0;
-        let previous = self.items.last().map_or(Value::Null, |item| item["id"].clone());
-        let body = json!({ "item_id": item, "previous_item_id": previous });
+        let body = json!({ "item_id": item, "previous_item_id": self.items.last() });
         self.send("input_audio_buffer.committed", body).await?;
-        self.add_item(json!({
+        let item = json!({
             "id": item,
             "object": "realtime.item",
             "type": "message",
             "status": "completed",
             "role": "user",
             "content": [{ "type": "input_audio", "transcript": null }],
-        }))
-        .await
+        });
+        self.add_item(item, &Value::Null).await
     }
 
-    async fn add_item(&mut self, item: Value) -> Sent {
-        let previous = self.items.last().map_or(Value::Null, |item| item["id"].clone());
+    /// Puts an item behind the one that `after` names, and tells so.
+    async fn add_item(&mut self, item: Value, after: &Value) -> Sent {
+        let previous = self.items.insert(item.clone(), after);
         let body = json!({ "item": item, "previous_item_id": previous });
-        if self.items.len() == MAX_ITEMS {
-            self.items.remove(0);
-        }
-        self.items.push(item);
         if self.dialect == Dialect::Beta {
             return self.send("conversation.item.created", body).await;
         }
@@ -322,7 +317,7 @@ impl Session<'_> {
         let object =
             response.json(&self.settings, self.dialect, &self.conversation, "in_progress", None);
         let item = response.item_json(&self.settings, self.dialect, "in_progress");
-        let previous = self.items.last().map_or(Value::Null, |item| item["id"].clone());
+        let previous = self.items.insert(item.clone(), &Value::Null);
         let ids = ids(&response);
         let response_id = response.id.clone();
         self.response = Some(response);
@@ -399,15 +394,11 @@ impl Session<'_> {
         let item = response.item_json(&self.settings, self.dialect, status);
         let body = json!({ "response_id": response.id, "output_index": 0, "item": item });
         self.send("response.output_item.done", body).await?;
+        let previous = self.items.replace(item.clone());
         if self.dialect == Dialect::Current {
-            let previous = self.items.last().map_or(Value::Null, |item| item["id"].clone());
             let body = json!({ "item": item, "previous_item_id": previous });
             self.send("conversation.item.done", body).await?;
         }
-        if self.items.len() == MAX_ITEMS {
-            self.items.remove(0);
-        }
-        self.items.push(item);
         let object =
             response.json(&self.settings, self.dialect, &self.conversation, status, reason);
         self.send("response.done", json!({ "response": object })).await

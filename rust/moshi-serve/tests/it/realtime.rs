@@ -17,7 +17,11 @@ use crate::support::{Echo, FRAME, Running, config, frames};
 pub(crate) struct Client(pub(crate) WebSocketStream<TcpStream>);
 
 impl Client {
-    pub(crate) async fn connect(server: &Running, path: &str, headers: &[(&'static str, &str)]) -> Self {
+    pub(crate) async fn connect(
+        server: &Running,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Self {
         let mut request = format!("{}{path}", server.url()).into_client_request().unwrap();
         for (name, value) in headers {
             request.headers_mut().append(*name, value.parse().unwrap());

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::realtime::{Client, quantised, samples};
 use crate::support::{Echo, Running, config, frames};
 
+const REALTIME: &str = "/v1/realtime";
 const LIVE: &str = "/v1/live/sessions";
 
 fn append(kind: &str, samples: &[f32]) -> Value {
@@ -75,5 +76,49 @@ async fn live_sessions_start_whatever_is_in_place_of_an_object() {
         client.find("session.closed").await;
         server.slots(0, 0).await;
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn items_follow_those_that_they_name() {
+    let server = Running::start(&Arc::new(Echo::new()), config(1));
+    let mut client = Client::connect(&server, REALTIME, &[]).await;
+    client.find("session.created").await;
+    let create = |name: &str, after: Value| {
+        let item = json!({ "id": name, "type": "message", "role": "user", "content": [] });
+        json!({ "type": "conversation.item.create", "item": item, "previous_item_id": after })
+    };
+    for (name, after, previous) in [
+        ("a", json!(null), json!(null)),
+        ("b", json!(null), json!("a")),
+        ("first", json!("root"), json!(null)),
+        ("second", json!("first"), json!("first")),
+        ("c", json!(null), json!("b")),
+        ("d", json!("unheard of"), json!("c")),
+    ] {
+        client.send(create(name, after)).await;
+        let added = client.find("conversation.item.added").await;
+        assert_eq!(added["previous_item_id"], previous, "{name}");
+        let done = client.find("conversation.item.done").await;
+        assert_eq!(done["previous_item_id"], previous, "{name}");
+    }
+    // The response is an item from its beginning.
+    client.send(json!({ "type": "response.create" })).await;
+    let answer = client.find("conversation.item.added").await;
+    assert_eq!(answer["previous_item_id"], "d");
+    let id = answer["item"]["id"].clone();
+    client.send(create("e", json!(null))).await;
+    assert_eq!(client.find("conversation.item.added").await["previous_item_id"], id);
+    client.send(json!({ "type": "response.cancel" })).await;
+    loop {
+        let done = client.find("conversation.item.done").await;
+        if done["item"]["id"] == id {
+            assert_eq!(done["previous_item_id"], "d");
+            break;
+        }
+    }
+    client.send(json!({ "type": "conversation.item.retrieve", "item_id": id })).await;
+    let item = client.find("conversation.item.retrieved").await["item"].clone();
+    assert_eq!(item["status"], "incomplete");
     server.stop().await;
 }
