@@ -80,6 +80,40 @@ async fn live_sessions_start_whatever_is_in_place_of_an_object() {
 }
 
 #[tokio::test]
+async fn what_a_session_keeps_of_its_client_is_bounded() {
+    let server = Running::start(&Arc::new(Echo::new()), config(1));
+    let mut client = Client::connect(&server, REALTIME, &[]).await;
+    client.find("session.created").await;
+    let update = json!({ "tracing": "auto", "x": "y".repeat(1000), "instructions": "kind" });
+    client.send(json!({ "type": "session.update", "session": update })).await;
+    let session = client.find("session.updated").await["session"].clone();
+    assert_eq!((&session["tracing"], &session["instructions"]), (&"auto".into(), &"kind".into()));
+    assert!(session.get("x").is_none(), "a key that no client reads is not kept");
+    let long = "y".repeat(300 << 10);
+    client
+        .send(json!({ "type": "session.update", "event_id": "e", "session": { "voice": long } }))
+        .await;
+    let error = client.next().await["error"].clone();
+    assert_eq!((&error["code"], &error["event_id"]), (&"invalid_value".into(), &"e".into()));
+    assert!(error["message"].as_str().unwrap().contains("256 KiB"), "{error}");
+
+    // Three items of which two fit.
+    let text = "y".repeat(400 << 10);
+    for name in ["a", "b", "c"] {
+        let content = json!([{ "type": "input_text", "text": text }]);
+        let item = json!({ "id": name, "type": "message", "role": "user", "content": content });
+        client.send(json!({ "type": "conversation.item.create", "item": item })).await;
+        client.find("conversation.item.done").await;
+    }
+    for (name, kept) in [("a", false), ("b", true), ("c", true)] {
+        client.send(json!({ "type": "conversation.item.retrieve", "item_id": name })).await;
+        let answer = client.next().await;
+        assert_eq!(answer["type"] == "conversation.item.retrieved", kept, "{name}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn items_follow_those_that_they_name() {
     let server = Running::start(&Arc::new(Echo::new()), config(1));
     let mut client = Client::connect(&server, REALTIME, &[]).await;
