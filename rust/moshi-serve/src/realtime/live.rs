@@ -174,6 +174,8 @@ impl Live<'_> {
         usage.reset();
         let mut ended = pin!(self.handle.ended());
         let mut alive = Instant::now();
+        let mut drain = self.app.drain.clone();
+        let mut told = false;
         loop {
             tokio::select! {
                 end = &mut ended => return self.over(end).await,
@@ -213,6 +215,14 @@ impl Live<'_> {
                         "context_window": { "usage_ratio": 0.0 },
                     });
                     self.send("session.usage.updated", body).await?;
+                }
+                changed = drain.changed(), if !told => {
+                    told = true;
+                    if changed.is_ok() {
+                        let text = "the server is shutting down; connect to another one soon";
+                        let body = json!({ "code": "server_draining", "message": text });
+                        self.send("info", body).await?;
+                    }
                 }
             }
         }
@@ -303,6 +313,12 @@ impl Live<'_> {
     }
 
     async fn over(&mut self, end: End) -> Result<(u16, &'static str), Gone> {
+        // Who did not read what was sent would not read the rest either.
+        if end != End::SlowReader {
+            while let Some(frame) = self.handle.next().await {
+                self.speak(frame).await?;
+            }
+        }
         match end {
             End::Idle => self.closed("expired", 1000, "no audio for too long").await,
             End::TakenOver => self.closed("close_requested", 1000, "resumed elsewhere").await,

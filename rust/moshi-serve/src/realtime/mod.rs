@@ -179,10 +179,11 @@ impl Session<'_> {
         let mut told = false;
         loop {
             tokio::select! {
-                end = &mut ended => return Ok(farewell(end)),
+                end = &mut ended => return self.over(end).await,
                 frame = self.handle.next() => {
                     let Some(frame) = frame else {
-                        return Ok(farewell(self.handle.end_reason().unwrap_or(End::Failed)));
+                        let end = self.handle.end_reason().unwrap_or(End::Failed);
+                        return self.over(end).await;
                     };
                     self.backlog = self.handle.pump();
                     let turn = self.turns.step(frame);
@@ -221,6 +222,20 @@ impl Session<'_> {
                 }
             }
         }
+    }
+
+    /// What is finished is still the client's, and what the model was saying ends with it.
+    async fn over(&mut self, end: End) -> Result<(u16, String), Gone> {
+        // Who did not read what was sent would not read this either.
+        if end != End::SlowReader {
+            while let Some(frame) = self.handle.next().await {
+                let turn = self.turns.step(frame);
+                self.speak(turn).await?;
+            }
+            let status = if end == End::Failed { "failed" } else { "incomplete" };
+            self.close_response(status, None).await?;
+        }
+        Ok(farewell(end))
     }
 
     /// Once audio has come, a pause in it is silence at the pace of time.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use moshi_serve::ServeConfig;
 use moshi_wire::pcm::{Coding, encode};
 use serde_json::{Value, json};
 
@@ -155,4 +156,48 @@ async fn items_follow_those_that_they_name() {
     let item = client.find("conversation.item.retrieved").await["item"].clone();
     assert_eq!(item["status"], "incomplete");
     server.stop().await;
+}
+
+#[tokio::test]
+async fn shutting_down_closes_what_the_model_is_saying() {
+    let server = Running::start(&Arc::new(Echo::new()), config(1));
+    let mut client = Client::connect(&server, REALTIME, &[]).await;
+    client.find("session.created").await;
+    client.say("input_audio_buffer.append", &frames(12)).await;
+    let mut transcript = String::new();
+    while transcript.is_empty() {
+        let event = client.find("response.output_audio_transcript.delta").await;
+        transcript.push_str(event["delta"].as_str().unwrap());
+    }
+    server.request_stop().await;
+    let done = loop {
+        let event = client.next().await;
+        match event["type"].as_str().unwrap() {
+            "response.output_audio_transcript.delta" => {
+                transcript.push_str(event["delta"].as_str().unwrap());
+            }
+            "response.done" => break event,
+            _ => {}
+        }
+    };
+    assert_eq!(done["response"]["status"], "incomplete");
+    assert_eq!(done["response"]["output"][0]["content"][0]["transcript"], transcript);
+    assert_eq!(client.close_code().await, Some(1001));
+    server.outcome().await.unwrap();
+}
+
+#[tokio::test]
+async fn live_sessions_are_told_of_the_shutdown_and_get_what_is_finished() {
+    let settings = ServeConfig { drain: Duration::from_secs(600), ..config(1) };
+    let server = Running::start(&Arc::new(Echo::new()), settings);
+    let mut client = live(&server, json!({ "model": "echo" })).await;
+    client.find("session.started").await;
+    server.request_stop().await;
+    let info = client.find("info").await;
+    assert_eq!(info["code"], "server_draining");
+    server.request_stop().await;
+    let closed = client.find("session.closed").await;
+    assert_eq!(closed["reason"], "expired");
+    assert_eq!(client.close_code().await, Some(1001));
+    server.outcome().await.unwrap();
 }
