@@ -8,4 +8,5 @@ mod lifecycle;
 mod realtime;
 mod realtime_edges;
 mod security;
+mod starting;
 mod support;
