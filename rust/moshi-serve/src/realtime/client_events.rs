@@ -38,12 +38,13 @@ impl Session<'_> {
                     let code = "input_audio_buffer_commit_empty";
                     return self.error(BAD_REQUEST, code, None, text, cause).await;
                 }
-                let item = self.heard.speaking.take().unwrap_or_else(|| id("item"));
+                let item = self.heard.take_item();
                 self.commit(item).await
             }
             "input_audio_buffer.clear" => {
                 self.handle.clear_input();
                 self.heard.uncommitted = 0;
+                self.heard.detector.restart();
                 self.send("input_audio_buffer.cleared", json!({})).await
             }
             "response.create" => self.request_response(&event["response"], cause).await,

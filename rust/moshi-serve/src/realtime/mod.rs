@@ -12,6 +12,7 @@ mod items;
 pub(crate) mod live;
 mod pace;
 mod turn;
+mod vad;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -27,7 +28,8 @@ use self::audio::{AudioIn, AudioOut};
 use self::events::{Dialect, Response, Settings, id};
 use self::items::Items;
 use self::pace::Pace;
-use self::turn::{Turn, Turns, rms};
+use self::turn::{Turn, Turns};
+use self::vad::{Detector, Speech};
 use crate::auth::protocols;
 use crate::backend::{Card, StreamOptions};
 use crate::hub::{End, OpenError, OutputFrame, SessionHandle, SessionRequest};
@@ -109,24 +111,33 @@ async fn run(app: &App, mut socket: Socket, dialect: Dialect) {
         turns: Turns::default(),
         response: None,
         items: Items::default(),
-        heard: Heard::default(),
+        heard: Heard::new(app.hub.card()),
         backlog: 0,
     };
     session.run().await;
 }
 
 /// What is known about the input.
-#[derive(Default)]
 struct Heard {
-    /// Samples since the session began, at the model's rate.
-    samples: u64,
-    /// Samples since the last commit.
+    /// Samples since the last commit, at the model's rate.
     uncommitted: u64,
     pace: Pace,
-    /// Loudness of the newest frames, for who wants to know when the user speaks.
-    loud: [bool; 4],
+    detector: Detector,
+    /// The item that the user's speech will be.
     speaking: Option<String>,
-    quiet: u64,
+}
+
+impl Heard {
+    fn new(card: &Card) -> Self {
+        let detector = Detector::new(card.frame_samples, card.sample_rate_hz);
+        Self { uncommitted: 0, pace: Pace::default(), detector, speaking: None }
+    }
+
+    /// The item of what was heard until now; speech begins anew.
+    fn take_item(&mut self) -> String {
+        self.detector.restart();
+        self.speaking.take().unwrap_or_else(|| id("item"))
+    }
 }
 
 struct Session<'a> {
@@ -250,41 +261,27 @@ impl Session<'_> {
     }
 
     async fn hear(&mut self, samples: &[f32]) -> Sent {
-        let rate = u64::from(self.app.hub.card().sample_rate_hz);
         self.heard.pace.heard(length(samples, self.app.hub.card()), Instant::now());
-        self.heard.samples += samples.len() as u64;
         self.heard.uncommitted += samples.len() as u64;
         self.backlog = self.handle.offer(samples);
-        if self.settings.turn_detection.is_null() {
-            return Ok(());
-        }
-        let detection = &self.settings.turn_detection;
-        let threshold = detection["threshold"].as_f64().unwrap_or(0.5);
-        let level = 10f32.powf((-60.0 + 40.0 * threshold as f32) / 20.0);
-        let patience = detection["silence_duration_ms"].as_u64().unwrap_or(500);
-        let now_ms = self.heard.samples * 1000 / rate;
-        let loud = rms(samples) >= level;
-        self.heard.loud.rotate_left(1);
-        self.heard.loud[3] = loud;
-        self.heard.quiet = if loud { 0 } else { self.heard.quiet + samples.len() as u64 };
-        let enough = self.heard.loud.iter().filter(|&&loud| loud).count() >= 3;
-        match self.heard.speaking.take() {
-            None if enough => {
-                let item = id("item");
-                self.heard.speaking = Some(item.clone());
-                let body = json!({ "item_id": item, "audio_start_ms": now_ms.saturating_sub(300) });
-                self.send("input_audio_buffer.speech_started", body).await
-            }
-            Some(item) if self.heard.quiet * 1000 / rate >= patience => {
-                let body = json!({ "item_id": item, "audio_end_ms": now_ms });
-                self.send("input_audio_buffer.speech_stopped", body).await?;
-                self.commit(item).await
-            }
-            speaking => {
-                self.heard.speaking = speaking;
-                Ok(())
+        let found = self.heard.detector.push(samples, &self.settings.turn_detection);
+        for speech in found {
+            match speech {
+                Speech::Started { audio_start_ms } => {
+                    let item = id("item");
+                    let body = json!({ "item_id": item, "audio_start_ms": audio_start_ms });
+                    self.heard.speaking = Some(item);
+                    self.send("input_audio_buffer.speech_started", body).await?;
+                }
+                Speech::Stopped { audio_end_ms } => {
+                    let item = self.heard.speaking.take().unwrap_or_else(|| id("item"));
+                    let body = json!({ "item_id": item, "audio_end_ms": audio_end_ms });
+                    self.send("input_audio_buffer.speech_stopped", body).await?;
+                    self.commit(item).await?;
+                }
             }
         }
+        Ok(())
     }
 
     /// Tells that what was heard until now is an item of the conversation.

@@ -10,7 +10,7 @@ use moshi_wire::pcm::{Coding, encode};
 use serde_json::{Value, json};
 
 use crate::realtime::{Client, quantised, samples};
-use crate::support::{Echo, Running, config, frames};
+use crate::support::{Echo, FRAME, Running, config, frames};
 
 const REALTIME: &str = "/v1/realtime";
 const LIVE: &str = "/v1/live/sessions";
@@ -155,6 +155,34 @@ async fn items_follow_those_that_they_name() {
     client.send(json!({ "type": "conversation.item.retrieve", "item_id": id })).await;
     let item = client.find("conversation.item.retrieved").await["item"].clone();
     assert_eq!(item["status"], "incomplete");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn speech_is_found_in_frames_however_it_is_cut() {
+    let server = Running::start(&Arc::new(Echo::new()), config(1));
+    let vad = json!({ "turn_detection": { "type": "server_vad", "silence_duration_ms": 500 } });
+    let voice = frames(8).concat();
+    let silence = vec![0.0; 10 * FRAME];
+    for chunk in [8 * FRAME, FRAME / 4, 2_400] {
+        let headers = [("openai-beta", "realtime=v1")];
+        let mut client = Client::connect(&server, REALTIME, &headers).await;
+        client.find("session.created").await;
+        client.send(json!({ "type": "session.update", "session": vad })).await;
+        client.find("session.updated").await;
+        for part in voice.chunks(chunk).chain(silence.chunks(chunk)) {
+            client.send(append("input_audio_buffer.append", part)).await;
+        }
+        let started = client.find("input_audio_buffer.speech_started").await;
+        assert_eq!(started["audio_start_ms"], 0, "{chunk}");
+        let stopped = client.find("input_audio_buffer.speech_stopped").await;
+        // Seven frames are the first that last half a second.
+        assert_eq!(stopped["audio_end_ms"], (8 + 7) * 80, "{chunk}");
+        let committed = client.find("input_audio_buffer.committed").await;
+        assert_eq!(committed["item_id"], started["item_id"]);
+        drop(client);
+        server.slots(0, 0).await;
+    }
     server.stop().await;
 }
 
