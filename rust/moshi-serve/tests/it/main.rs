@@ -5,6 +5,7 @@ mod box_model;
 mod chat;
 mod faults;
 mod lifecycle;
+mod load;
 mod realtime;
 mod realtime_edges;
 mod security;
