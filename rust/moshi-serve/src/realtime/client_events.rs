@@ -21,16 +21,13 @@ impl Session<'_> {
         let cause = cause.as_ref();
         match event["type"].as_str().unwrap_or_default() {
             "session.update" => self.update(&event["session"], cause).await,
-            "input_audio_buffer.append" => {
-                let samples = event["audio"].as_str().and_then(|audio| self.ears.decode(audio));
-                match samples {
-                    Some(samples) => self.hear(&samples).await,
-                    None => {
-                        let text = "audio is not base64";
-                        self.error(BAD_REQUEST, "invalid_value", Some("audio"), text, cause).await
-                    }
+            "input_audio_buffer.append" => match self.ears.take(&event["audio"]) {
+                Ok(samples) => self.hear(&samples).await,
+                Err(bad) => {
+                    let text = bad.to_string();
+                    self.error(BAD_REQUEST, "invalid_value", Some("audio"), &text, cause).await
                 }
-            }
+            },
             "input_audio_buffer.commit" => {
                 let rate = u64::from(self.app.hub.card().sample_rate_hz);
                 if self.heard.uncommitted * 1000 < MIN_COMMIT_MS * rate {

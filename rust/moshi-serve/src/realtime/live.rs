@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use super::audio::{AudioIn, AudioOut, Format};
 use super::events::id;
 use super::pace::Pace;
-use super::{MAX_BACKLOG_FRAMES, MAX_MESSAGE_BYTES, TICK, length, session_request};
+use super::{MAX_BACKLOG_FRAMES, TICK, length, max_message_bytes, session_request, too_large};
 use crate::hub::{End, OpenError, OutputFrame, SessionHandle};
 use crate::routes::{App, refusal};
 use crate::server::Counted;
@@ -36,7 +36,8 @@ pub(crate) async fn handler(
         let reason = OpenError::Draining.to_string();
         return refusal(StatusCode::SERVICE_UNAVAILABLE, "server_draining", &reason);
     }
-    upgrade(&mut request, "realtime", MAX_MESSAGE_BYTES, move |socket| async move {
+    let most = max_message_bytes(&app);
+    upgrade(&mut request, "realtime", most, move |socket| async move {
         run(&app, socket).await;
         drop(counted);
     })
@@ -195,7 +196,12 @@ impl Live<'_> {
                         Received::Pong => continue,
                         Received::Closed => return Ok((1000, "")),
                         Received::Lost => return Err(Gone),
-                        Received::TooLarge => return Ok((1009, "message too large")),
+                        Received::TooLarge => {
+                            let text = too_large(self.app);
+                            let error = error_event("message_too_large", &text, None, None);
+                            self.send_event(error).await?;
+                            return Ok((1009, "message too large"));
+                        }
                     };
                     if self.obey(&event).await? {
                         return self.closed("close_requested", 1000, "").await;
@@ -244,11 +250,13 @@ impl Live<'_> {
         let cause = event.get("event_id");
         match event["type"].as_str().unwrap_or_default() {
             "session.input_audio.append" => {
-                let audio = event["audio"].as_str().and_then(|audio| self.ears.decode(audio));
-                let Some(mut samples) = audio else {
-                    let error =
-                        error_event("invalid_value", "audio is not base64", Some("audio"), cause);
-                    return self.send_event(error).await.map(|()| false);
+                let mut samples = match self.ears.take(&event["audio"]) {
+                    Ok(samples) => samples,
+                    Err(bad) => {
+                        let text = bad.to_string();
+                        let error = error_event("invalid_value", &text, Some("audio"), cause);
+                        return self.send_event(error).await.map(|()| false);
+                    }
                 };
                 if self.muted {
                     samples.fill(0.0);

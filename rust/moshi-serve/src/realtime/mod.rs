@@ -38,8 +38,10 @@ use crate::scheduler::Overflow;
 use crate::server::Counted;
 use crate::websocket::{Received, Socket, upgrade};
 
-/// Largest message: a quarter of a minute of samples, in base64.
-pub(crate) const MAX_MESSAGE_BYTES: usize = 2 << 20;
+/// Largest message of a client with a key: five minutes of samples, in base64.
+const MAX_MESSAGE_BYTES: usize = 24 << 20;
+/// Largest message where no key is asked for: half a minute.
+const MAX_KEYLESS_MESSAGE_BYTES: usize = 2 << 20;
 /// Frames that a connection holds for the model before it reads no more: ten seconds.
 pub(crate) const MAX_BACKLOG_FRAMES: usize = 125;
 /// Pause between looks at the clock.
@@ -59,7 +61,8 @@ pub(crate) async fn handler(
         return refusal(StatusCode::SERVICE_UNAVAILABLE, "server_draining", &reason);
     }
     let dialect = dialect(request.headers());
-    upgrade(&mut request, "realtime", MAX_MESSAGE_BYTES, move |socket| async move {
+    let most = max_message_bytes(&app);
+    upgrade(&mut request, "realtime", most, move |socket| async move {
         run(&app, socket, dialect).await;
         drop(counted);
     })
@@ -69,6 +72,15 @@ fn dialect(headers: &HeaderMap) -> Dialect {
     let header = headers.get("openai-beta").is_some_and(|value| value == "realtime=v1");
     let offered = protocols(headers).any(|offer| offer == "openai-beta.realtime-v1");
     if header || offered { Dialect::Beta } else { Dialect::Current }
+}
+
+pub(crate) fn max_message_bytes(app: &App) -> usize {
+    // Nobody without a key comes so far where one is asked for.
+    if app.auth.is_required() { MAX_MESSAGE_BYTES } else { MAX_KEYLESS_MESSAGE_BYTES }
+}
+
+pub(crate) fn too_large(app: &App) -> String {
+    format!("messages have at most {} MiB here; send audio in parts", max_message_bytes(app) >> 20)
 }
 
 /// A session for a protocol whose input may come faster than life.
@@ -209,8 +221,10 @@ impl Session<'_> {
                         Received::Closed => return Ok((1000, String::new())),
                         Received::Lost => return Err(Gone),
                         Received::TooLarge => {
-                            let reason = format!("messages have at most {MAX_MESSAGE_BYTES} bytes");
-                            return Ok((1009, reason));
+                            let text = too_large(self.app);
+                            let code = "message_too_large";
+                            self.error("invalid_request_error", code, None, &text, None).await?;
+                            return Ok((1009, text));
                         }
                     }
                 }

@@ -229,3 +229,29 @@ async fn live_sessions_are_told_of_the_shutdown_and_get_what_is_finished() {
     assert_eq!(client.close_code().await, Some(1001));
     server.outcome().await.unwrap();
 }
+
+#[tokio::test]
+async fn messages_may_be_long_where_a_key_was_asked_for() {
+    const KEY: &str = "a-key-that-is-long-enough";
+    let settings = ServeConfig { api_keys: vec![KEY.into()], ..config(1) };
+    let server = Running::start(&Arc::new(Echo::new()), settings);
+    let bearer = format!("Bearer {KEY}");
+    let silence = append("input_audio_buffer.append", &vec![0.0; 900 * FRAME]);
+    assert!(silence.to_string().len() > 4 << 20);
+    let mut client = Client::connect(&server, REALTIME, &[("authorization", &bearer)]).await;
+    client.find("session.created").await;
+    client.send(silence.clone()).await;
+    client.send(json!({ "type": "input_audio_buffer.commit" })).await;
+    client.find("input_audio_buffer.committed").await;
+    server.stop().await;
+
+    let server = Running::start(&Arc::new(Echo::new()), config(1));
+    let mut client = Client::connect(&server, REALTIME, &[]).await;
+    client.find("session.created").await;
+    client.send(silence).await;
+    let error = client.next().await["error"].clone();
+    assert_eq!(error["code"], "message_too_large");
+    assert!(error["message"].as_str().unwrap().contains("2 MiB"), "{error}");
+    assert_eq!(client.close_code().await, Some(1009));
+    server.stop().await;
+}
