@@ -6,8 +6,9 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -62,7 +63,7 @@ impl Server {
         config.check()?;
         let tls = tls::accepting(&config.tls, config.host)?;
         if let Some(dir) = &config.state_dir {
-            prepare(dir, config.resume_grace)?;
+            prepare(dir)?;
         }
         let address = config.address();
         let bind = |cause| ServeError::Bind { address, cause };
@@ -157,12 +158,16 @@ impl Server {
             auth: Auth::new(config.api_keys.iter().map(String::as_str), config.compat_query_keys),
             origins: origins(&config),
             drain,
-            started: std::time::SystemTime::now(),
+            started: SystemTime::now(),
         };
         let acceptor = tls.map(|tls| tls.acceptor);
         let accepting = Accepting::new(router(Arc::new(app)), acceptor, &config);
         let connections = Arc::clone(&accepting.connections);
         let accept = tokio::spawn(accepting.run(listener));
+        let forget = config
+            .state_dir
+            .clone()
+            .map(|dir| tokio::spawn(forget_unclaimed(dir, config.resume_grace)));
         let failed = tokio::select! {
             reason = hub.failure() => Some(reason),
             () = stop.requested() => None,
@@ -188,6 +193,9 @@ impl Server {
         // Whoever does not say goodbye in time is cut off with the runtime.
         let _ = timeout(FAREWELL, over).await;
         accept.abort();
+        if let Some(forget) = forget {
+            forget.abort();
+        }
         outcome
     }
 }
@@ -300,7 +308,7 @@ fn listen(address: SocketAddr) -> std::io::Result<StdListener> {
     Ok(socket.into())
 }
 
-fn prepare(dir: &std::path::Path, grace: Duration) -> Result<(), ServeError> {
+fn prepare(dir: &Path) -> Result<(), ServeError> {
     let bad = |error: std::io::Error| ServeError::File {
         path: dir.into(),
         reason: format!("cannot keep sessions here: {error}"),
@@ -309,8 +317,17 @@ fn prepare(dir: &std::path::Path, grace: Duration) -> Result<(), ServeError> {
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(dir).map_err(bad)?;
-    tokens::sweep(dir, grace).map_err(bad)
+    builder.create(dir).and_then(|()| std::fs::read_dir(dir)).map(drop).map_err(bad)
+}
+
+/// Gives the callers of before the restart their time to come back, and forgets the others.
+async fn forget_unclaimed(dir: PathBuf, grace: Duration) {
+    let ready = SystemTime::now();
+    sleep(grace).await;
+    match tokio::task::spawn_blocking(move || tokens::sweep(&dir, ready)).await {
+        Ok(Err(error)) => log::warn!("saved sessions cannot be removed: {error}"),
+        Ok(Ok(())) | Err(_) => {}
+    }
 }
 
 fn origins(config: &ServeConfig) -> Origins {
