@@ -12,6 +12,7 @@ const REFUSED = 1008;
 const SILENCE_MS = 8000;
 const MOST_UNSENT_BYTES = 200000;
 const CONNECT_MS = 10000;
+const TICKET_MS = 5000;
 const LOOK_MS = 500;
 
 /** A key is missing or wrong. */
@@ -20,7 +21,9 @@ export class KeyNeeded extends Error {}
 /** The server's ticket for one connection; `key` may be empty. */
 async function ticket(key) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const answer = await fetch("/api/ticket", { method: "POST", headers, cache: "no-store" });
+  // A connection that the browser kept may be as lost as ours.
+  const signal = AbortSignal.timeout(TICKET_MS);
+  const answer = await fetch("/api/ticket", { method: "POST", headers, cache: "no-store", signal });
   if (answer.status === 401) throw new KeyNeeded("The server does not know this key.");
   if (!answer.ok) throw new Error(`The server answered ${answer.status}.`);
   return (await answer.json()).ticket;
