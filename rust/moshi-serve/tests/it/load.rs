@@ -70,6 +70,6 @@ async fn a_good_server_answers_everything() {
     let stop = Arc::new(AtomicBool::new(false));
     let report = load_test(options(server.url()), stop).await.unwrap();
     assert_eq!((report.completed, report.cut), (1, 0));
-    assert_eq!((report.sent_frames, report.latency.frames()), (FRAMES, FRAMES));
+    assert_eq!(report.sent_frames, FRAMES);
     server.stop().await;
 }
