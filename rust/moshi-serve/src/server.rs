@@ -1,8 +1,8 @@
 //! The listener: connections with their limits, and the way down.
 //!
 //! A server binds first, so that a taken port is known before a large model is loaded, tells its
-//! health meanwhile, and takes callers when the engine is ready. It stops at a signal: no new conversations, a notice to the
-//! running ones, and an end to those that are not over in time.
+//! health meanwhile, and takes callers when the engine is ready. It stops at a signal: no new
+//! conversations, a notice to the running ones, and an end to those that are not over in time.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
@@ -324,9 +324,9 @@ fn prepare(dir: &Path) -> Result<(), ServeError> {
 async fn forget_unclaimed(dir: PathBuf, grace: Duration) {
     let ready = SystemTime::now();
     sleep(grace).await;
-    match tokio::task::spawn_blocking(move || tokens::sweep(&dir, ready)).await {
-        Ok(Err(error)) => log::warn!("saved sessions cannot be removed: {error}"),
-        Ok(Ok(())) | Err(_) => {}
+    let swept = tokio::task::spawn_blocking(move || tokens::sweep(&dir, ready)).await;
+    if let Ok(Err(error)) = swept {
+        log::warn!("saved sessions cannot be removed: {error}");
     }
 }
 

@@ -172,7 +172,7 @@ mod tests {
         std::fs::write(&path, "old").unwrap();
         save(dir, hash, b"whole").unwrap();
         let names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
-        assert_eq!(names, [path.clone()]);
+        assert_eq!(names, std::slice::from_ref(&path));
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
