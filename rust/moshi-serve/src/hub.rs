@@ -703,6 +703,18 @@ impl SessionHandle {
         self.pump()
     }
 
+    /// As [`SessionHandle::offer`] for who also takes the results: feeds nothing while many of them
+    /// wait to be taken. An engine that is faster than a connection must not make it a slow reader.
+    pub fn offer_with_room(&mut self, samples: &[f32]) -> usize {
+        self.backlog.extend(self.framer.push(samples));
+        self.pump_with_room()
+    }
+
+    /// As [`SessionHandle::pump`], see [`SessionHandle::offer_with_room`].
+    pub fn pump_with_room(&mut self) -> usize {
+        if self.events.len() < OUTPUT_FRAMES / 2 { self.pump() } else { self.backlog.len() }
+    }
+
     /// Feeds kept frames as far as they fit, and gives the number of those that are left.
     pub fn pump(&mut self) -> usize {
         let shared = &self.hub.shared;

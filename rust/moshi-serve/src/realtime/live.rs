@@ -185,7 +185,7 @@ impl Live<'_> {
                         let end = self.handle.end_reason().unwrap_or(End::Failed);
                         return self.over(end).await;
                     };
-                    self.backlog = self.handle.pump();
+                    self.backlog = self.handle.pump_with_room();
                     self.speak(frame).await?;
                 }
                 received = self.socket.receive(), if self.backlog < MAX_BACKLOG_FRAMES => {
@@ -208,7 +208,7 @@ impl Live<'_> {
                     }
                 }
                 _ = tick.tick() => {
-                    self.backlog = self.handle.pump();
+                    self.backlog = self.handle.pump_with_room();
                     self.fill_pause();
                 }
                 _ = usage.tick() => {
@@ -240,7 +240,7 @@ impl Live<'_> {
         if self.backlog > 0 {
             self.pace.busy(now);
         } else if self.pace.takes_silence(card.frame_time(), now) {
-            self.handle.offer(&vec![0.0; card.frame_samples]);
+            self.handle.offer_with_room(&vec![0.0; card.frame_samples]);
         }
     }
 
@@ -262,7 +262,7 @@ impl Live<'_> {
                     samples.fill(0.0);
                 }
                 self.pace.heard(length(&samples, self.app.hub.card()), Instant::now());
-                self.backlog = self.handle.offer(&samples);
+                self.backlog = self.handle.offer_with_room(&samples);
             }
             "session.input_audio.mute" => {
                 self.muted = true;

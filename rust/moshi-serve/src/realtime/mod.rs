@@ -208,7 +208,7 @@ impl Session<'_> {
                         let end = self.handle.end_reason().unwrap_or(End::Failed);
                         return self.over(end).await;
                     };
-                    self.backlog = self.handle.pump();
+                    self.backlog = self.handle.pump_with_room();
                     let turn = self.turns.step(frame);
                     self.speak(turn).await?;
                 }
@@ -229,7 +229,7 @@ impl Session<'_> {
                     }
                 }
                 _ = tick.tick() => {
-                    self.backlog = self.handle.pump();
+                    self.backlog = self.handle.pump_with_room();
                     self.fill_pause();
                 }
                 _ = ping.tick() => {
@@ -270,14 +270,14 @@ impl Session<'_> {
         if self.backlog > 0 {
             self.heard.pace.busy(now);
         } else if self.heard.pace.takes_silence(card.frame_time(), now) {
-            self.handle.offer(&vec![0.0; card.frame_samples]);
+            self.handle.offer_with_room(&vec![0.0; card.frame_samples]);
         }
     }
 
     async fn hear(&mut self, samples: &[f32]) -> Sent {
         self.heard.pace.heard(length(samples, self.app.hub.card()), Instant::now());
         self.heard.uncommitted += samples.len() as u64;
-        self.backlog = self.handle.offer(samples);
+        self.backlog = self.handle.offer_with_room(samples);
         let found = self.heard.detector.push(samples, &self.settings.turn_detection);
         for speech in found {
             match speech {
