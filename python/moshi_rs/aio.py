@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     from websockets.asyncio.client import ClientConnection
-    from websockets.exceptions import InvalidStatus
+    from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 __all__ = ["Audio", "Connection", "Metadata", "Notice", "Text", "connect"]
 
 _HANDSHAKE, _AUDIO, _TEXT, _METADATA, _ERROR = 0, 1, 2, 4, 5
+# Codes of WebSocket.
+_NORMAL, _BROKEN, _FULL = 1000, 1006, 1013
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Connection:
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
         self._metadata: dict[str, Any] = {}
+        self._closing = False
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -90,23 +93,43 @@ class Connection:
 
         Raises:
             InputError: For samples of another shape, or that are not finite.
+            SessionError: The conversation is over.
         """
+        from websockets.exceptions import ConnectionClosed
+
         samples = np.asarray(pcm, dtype=np.float32)
         if samples.ndim != 1 or not np.isfinite(samples).all():
             reason = f"pcm: {samples.shape} is not a shape [samples], or samples are not finite"
             raise errors.InputError(reason)
         quantised = np.clip(samples * 32768.0, -32768, 32767).astype("<i2")
-        await self._socket.send(bytes([_AUDIO]) + quantised.tobytes())
+        try:
+            await self._socket.send(bytes([_AUDIO]) + quantised.tobytes())
+        except ConnectionClosed as error:
+            raise self._over(error) from error
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """What the server sends, until one side ends the conversation."""
-        async for message in self._socket:
+        """What the server sends, until one side says goodbye.
+
+        Raises:
+            SessionError: The connection broke, or the server ended it for another reason, as that
+                it shuts down. ``connect(..., resume=call.resume_token)`` may go on.
+        """
+        from websockets.exceptions import ConnectionClosed
+
+        while True:
+            try:
+                message = await self._socket.recv()
+            except ConnectionClosed as error:
+                if self._closing or _said(error)[0] == _NORMAL:
+                    return
+                raise self._over(error) from error
             event = self._event(message)
             if event is not None:
                 yield event
 
     async def close(self) -> None:
         """Says goodbye; the session is over."""
+        self._closing = True
         await self._socket.close()
 
     async def __aenter__(self) -> Connection:
@@ -121,6 +144,10 @@ class Connection:
     ) -> None:
         """Says goodbye."""
         await self.close()
+
+    def _over(self, error: ConnectionClosed) -> errors.SessionError:
+        code, reason = _said(error)
+        return errors.SessionError(f"the conversation is over with code {code}: {reason}")
 
     def _event(self, message: str | bytes) -> Event | None:
         if isinstance(message, str) or not message:
@@ -198,15 +225,26 @@ async def connect(
     try:
         first = await socket.recv()
     except websockets.ConnectionClosed as error:
-        code, reason = (error.rcvd.code, error.rcvd.reason) if error.rcvd else (1006, "lost")
-        kind = errors.CapacityError if code == 1013 else errors.SessionError
+        code, reason = _said(error)
+        kind = errors.CapacityError if code == _FULL else errors.SessionError
         message = f"the server refuses with code {code}: {reason}"
         raise kind(message) from error
+    except BaseException:
+        # Nobody else knows the socket; a cancelled caller has no time for a goodbye.
+        socket.transport.abort()
+        raise
     if not isinstance(first, bytes) or first[:1] != bytes([_HANDSHAKE]):
-        await socket.close()
+        socket.transport.abort()
         message = "the server does not speak the protocol of /api/chat"
         raise errors.SessionError(message)
     return Connection(socket)
+
+
+def _said(error: ConnectionClosed) -> tuple[int, str]:
+    """Code and reason of the server's goodbye."""
+    if error.rcvd is None:
+        return _BROKEN, "the connection broke"
+    return error.rcvd.code, error.rcvd.reason
 
 
 def _address(url: str, options: dict[str, Any]) -> str:

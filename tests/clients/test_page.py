@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -62,14 +65,34 @@ class Page:
         return await self.evaluate(f"document.getElementById({element!r}).textContent")
 
 
-async def talk(port, address, folder, allow):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
+@contextlib.contextmanager
+def chromium(folder):
+    """A browser of its own; gives the port of its DevTools."""
+    program = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if program is None:
+        pytest.fail("no chromium: install the system's package of that name")
+    flags = [*FLAGS, f"--user-data-dir={folder / 'profile'}"]
+    browser = subprocess.Popen([program, *flags, "about:blank"], stderr=subprocess.PIPE, text=True)
+    try:
+        for line in browser.stderr:
+            if "DevTools listening on" in line:
+                yield int(line.split(":")[-1].split("/")[0])
+                break
+    finally:
+        browser.kill()
+        browser.wait()
+
+
+@contextlib.asynccontextmanager
+async def opened(devtools, address, allow):
+    """The page at an address."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{devtools}/json/list") as answer:
         tab = next(tab for tab in json.load(answer) if tab["type"] == "page")
-    url = tab["webSocketDebuggerUrl"]
-    async with websockets.connect(url, max_size=None) as socket:
-        page = Page(socket)
+    async with websockets.connect(tab["webSocketDebuggerUrl"], max_size=None) as connection:
+        page = Page(connection)
         for domain in "Page", "Network", "Runtime":
             await page.call(f"{domain}.enable")
+        # Without the flag that grants everything, the page has to cope with a refusal.
         await page.call(
             "Browser.setPermission",
             permission={"name": "microphone"},
@@ -78,6 +101,11 @@ async def talk(port, address, folder, allow):
         await page.call("Page.navigate", url=address)
         while await page.evaluate("document.readyState") != "complete":
             await asyncio.sleep(0.1)
+        yield page
+
+
+async def talk(devtools, address, folder, allow):
+    async with opened(devtools, address, allow) as page:
         await page.evaluate("document.getElementById('start').click()")
         for _ in range(SECONDS * 5):
             await asyncio.sleep(0.2)
@@ -98,25 +126,9 @@ async def talk(port, address, folder, allow):
 
 @pytest.mark.parametrize("allow", [True, False], ids=["microphone", "refused"])
 def test_a_browser_talks_with_the_model(tmp_path, allow):
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if chromium is None:
-        pytest.fail("no chromium: install the system's package of that name")
-    flags = [*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
-    with server("--seed", "1") as (host, port):
-        # Without the flag that grants everything, the page has to cope with a refusal.
-        browser = subprocess.Popen(
-            [chromium, *flags, "about:blank"], stderr=subprocess.PIPE, text=True
-        )
-        try:
-            for line in browser.stderr:
-                if "DevTools listening on" in line:
-                    devtools = int(line.split(":")[-1].split("/")[0])
-                    break
-            address = f"http://{host}:{port}/"
-            page, facts = asyncio.run(talk(devtools, address, tmp_path, allow))
-        finally:
-            browser.kill()
-            browser.wait()
+    with server("--seed", "1") as (host, port), chromium(tmp_path) as devtools:
+        address = f"http://{host}:{port}/"
+        page, facts = asyncio.run(talk(devtools, address, tmp_path, allow))
     print(json.dumps(facts, indent=1))
     pictures = os.environ.get("PAGE_PICTURES")
     if pictures:
@@ -137,3 +149,74 @@ def test_a_browser_talks_with_the_model(tmp_path, allow):
         assert facts["after"] == "Not connected."
     else:
         assert "not allowed" in facts["problem"]
+
+
+class Network:
+    """Carries connections to a server, and loses those there are without closing them."""
+
+    def __init__(self, host, port):
+        self.upstream = (host, port)
+        self.requests, self.connections = [], []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def lose(self):
+        for connection in self.connections:
+            connection["lost"] = True
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                server = socket.create_connection(self.upstream)
+                connection = {"lost": False}
+                self.connections.append(connection)
+                for ends in (client, server), (server, client):
+                    copy = threading.Thread(
+                        target=self._copy, args=(*ends, connection, ends[0] is client), daemon=True
+                    )
+                    copy.start()
+
+    def _copy(self, source, sink, connection, asks):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if asks and data.startswith(b"GET "):
+                    self.requests.append(data.split(b"\r\n")[0].decode())
+                if not connection["lost"]:
+                    sink.sendall(data)
+            if not connection["lost"]:
+                sink.shutdown(socket.SHUT_WR)
+
+
+async def lose_the_network(devtools, network):
+    async def status(part):
+        for _ in range(600):
+            shown = await page.text("status")
+            if part in shown:
+                return
+            await asyncio.sleep(0.1)
+        pytest.fail(f"the status is {shown!r}, not {part!r}")
+
+    async with opened(devtools, f"http://127.0.0.1:{network.port}/", allow=True) as page:
+        await page.evaluate("document.getElementById('start').click()")
+        await status("The model listens")
+        while not (await page.text("fact-latency")).endswith("ms"):
+            await asyncio.sleep(0.1)
+        network.lose()
+        await status("trying again")
+        await status("The model listens")
+        problem = await page.text("problem")
+        await page.evaluate("document.getElementById('start').click()")
+        return problem
+
+
+def test_the_page_notices_a_network_that_is_gone_and_goes_on(tmp_path):
+    with server("--seed", "1") as (host, port), chromium(tmp_path) as devtools:
+        network = Network(host, port)
+        problem = asyncio.run(lose_the_network(devtools, network))
+    assert problem == ""
+    chats = [request for request in network.requests if "/api/chat" in request]
+    assert len(chats) == 2
+    assert "resume=" not in chats[0]
+    assert "resume=" in chats[1]

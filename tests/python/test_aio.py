@@ -128,3 +128,65 @@ def test_the_example_of_the_guide_writes_the_answer(
         heard = np.frombuffer(file.readframes(file.getnframes()), "<i2")
     assert len(heard) == 3 * 1_920
     np.testing.assert_allclose(heard[:2_000], samples, atol=2)
+
+
+def test_a_cancelled_connect_leaves_no_socket_behind() -> None:
+    gone: list[bool] = []
+
+    async def handler(socket: ServerConnection) -> None:
+        # It never says that it listens.
+        await socket.wait_closed()
+        gone.append(True)
+
+    async def client(url: str) -> bool:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(aio.connect(url), 0.3)
+        for _ in range(500):
+            if gone:
+                return True
+            await asyncio.sleep(0.01)
+        return False
+
+    assert converse(handler, client), "the connection is still there"
+
+
+@pytest.mark.parametrize("code", [1001, 1008, 1011, None])
+def test_an_end_that_is_no_goodbye_is_an_exception(code: int | None) -> None:
+    async def handler(socket: ServerConnection) -> None:
+        await socket.send(bytes(9))
+        await socket.send(b"\x02 hi")
+        if code is None:
+            socket.transport.abort()
+        else:
+            await socket.close(code, "not any more")
+
+    async def client(url: str) -> list[aio.Event]:
+        call = await aio.connect(url)
+        seen = aiter(call)
+        events = [await anext(seen)]
+        shown = "1006: the connection broke" if code is None else f"{code}: not any more"
+        with pytest.raises(errors.SessionError, match=shown):
+            await anext(seen)
+        with pytest.raises(errors.SessionError, match=shown):
+            await call.send(np.zeros(3))
+        await call.close()
+        return events
+
+    assert converse(handler, client) == [aio.Text(" hi")]
+
+
+def test_ones_own_goodbye_ends_the_iteration() -> None:
+    async def handler(socket: ServerConnection) -> None:
+        await socket.send(bytes(9))
+        await socket.wait_closed()
+
+    async def client(url: str) -> list[aio.Event]:
+        call = await aio.connect(url)
+        asyncio.get_running_loop().call_later(0.1, lambda: tasks.append(close(call)))
+        return [event async for event in call]
+
+    def close(call: aio.Connection) -> asyncio.Task[None]:
+        return asyncio.ensure_future(call.close())
+
+    tasks: list[asyncio.Task[None]] = []
+    assert converse(handler, client) == []

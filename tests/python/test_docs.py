@@ -73,3 +73,15 @@ def test_every_exception_has_a_row_in_troubleshooting() -> None:
         builtin = [b for b in getattr(errors, name).__mro__[1:] if b.__module__ == "builtins"]
         expected = NONE if builtin[0] is Exception else f"`{builtin[0].__name__}`"
         assert also == expected, name
+
+
+def test_an_image_is_built_of_sources_only() -> None:
+    ignored = (REPOSITORY / ".containerignore").read_text(encoding="utf-8").splitlines()
+    rules = [rule for rule in ignored if rule and not rule.startswith("#")]
+    assert rules[0] == "*"
+    taken = {rule.removeprefix("!") for rule in rules[1:]}
+    assert all((REPOSITORY / name).exists() for name in taken)
+    manifest = (REPOSITORY / "Cargo.toml").read_text(encoding="utf-8")
+    members = re.findall(r'"([^"]+)"', manifest.split("members = [")[1].split("]")[0])
+    needed = {"Cargo.lock", "Cargo.toml", *(member.removesuffix("/*") for member in members)}
+    assert all(name in taken or f"{name}/Cargo.toml" in taken for name in needed)

@@ -78,13 +78,17 @@ impl Auth {
         found.into()
     }
 
-    /// A new ticket; `None` when too many are out.
+    /// A new ticket; `None` when too many are out. Where no key is asked for, nobody asks for a
+    /// ticket either: pages get a text, and nothing is kept.
     pub(crate) fn issue_ticket(&self, now: Instant) -> Option<String> {
         self.issue_ticket_for(TICKET_LIFE, now)
     }
 
     /// As [`Auth::issue_ticket`], with a life of its own.
     pub(crate) fn issue_ticket_for(&self, life: Duration, now: Instant) -> Option<String> {
+        if !self.is_required() {
+            return Some(random_text());
+        }
         let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
         tickets.retain(|_, until| *until > now);
         if tickets.len() >= MAX_TICKETS {
@@ -255,6 +259,18 @@ mod tests {
         }
         assert!(auth.issue_ticket(now).is_none());
         assert!(auth.issue_ticket(now + TICKET_LIFE).is_some());
+    }
+
+    #[test]
+    fn tickets_without_keys_never_run_out() {
+        let auth = Auth::default();
+        let now = Instant::now();
+        let tickets: Vec<String> =
+            (0..=MAX_TICKETS).map(|_| auth.issue_ticket(now).unwrap()).collect();
+        assert_ne!(tickets[0], tickets[1]);
+        let offer = format!("moshi, ticket.{}", tickets[0]);
+        assert!(allows(&auth, &[("sec-websocket-protocol", &offer)], "/"));
+        assert!(auth.tickets.lock().unwrap().is_empty());
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod realtime;
 mod routes;
 pub mod scheduler;
 pub mod server;
+mod starting;
 mod tls;
 pub mod tokens;
 mod web;

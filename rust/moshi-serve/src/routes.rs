@@ -78,12 +78,17 @@ pub(crate) fn refusal(status: StatusCode, code: &str, message: &str) -> Response
     response
 }
 
+/// The answer to pages and names that may not connect.
+pub(crate) fn foreign() -> Response<Body> {
+    let message = "this page or host name may not connect; the operator can allow it with \
+                   --allow-origin";
+    refusal(StatusCode::FORBIDDEN, "origin_not_allowed", message)
+}
+
 async fn origins(State(app): State<Arc<App>>, request: Request, next: Next) -> Response<Body> {
     if !app.origins.allow(request.headers()) {
-        let message = "this page or host name may not connect; the operator can allow it with \
-                       --allow-origin";
         app.reject("origin");
-        return refusal(StatusCode::FORBIDDEN, "origin_not_allowed", message);
+        return foreign();
     }
     next.run(request).await
 }
@@ -108,7 +113,7 @@ impl App {
     }
 }
 
-async fn alive() -> &'static str {
+pub(crate) async fn alive() -> &'static str {
     "ok\n"
 }
 

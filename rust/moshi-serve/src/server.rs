@@ -1,13 +1,14 @@
 //! The listener: connections with their limits, and the way down.
 //!
-//! A server binds first, so that a taken port is known before a large model is loaded, and
-//! accepts when the engine is ready. It stops at a signal: no new conversations, a notice to the
-//! running ones, and an end to those that are not over in time.
+//! A server binds first, so that a taken port is known before a large model is loaded, tells its
+//! health meanwhile, and takes callers when the engine is ready. It stops at a signal: no new
+//! conversations, a notice to the running ones, and an end to those that are not over in time.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,6 +25,7 @@ use crate::config::ServeConfig;
 use crate::error::ServeError;
 use crate::hub::{End, Hub, HubOptions};
 use crate::routes::{App, router};
+use crate::starting::{self, Starting};
 use crate::worker::{Worker, rules};
 use crate::{tls, tokens};
 
@@ -47,23 +49,29 @@ pub struct Server {
     config: ServeConfig,
     listener: StdListener,
     tls: Option<tls::Accepting>,
+    /// Until there is an engine.
+    starting: Mutex<Option<Starting>>,
 }
 
 impl Server {
-    /// Checks the settings, reads certificates and binds the address.
+    /// Checks the settings, reads certificates and binds the address. From now on, health is told:
+    /// the process lives, and is not ready.
     ///
     /// # Errors
-    /// [`ServeError::Config`], [`ServeError::File`], [`ServeError::Bind`].
+    /// [`ServeError::Config`], [`ServeError::File`], [`ServeError::Bind`], [`ServeError::Runtime`].
     pub fn bind(config: ServeConfig) -> Result<Self, ServeError> {
         config.check()?;
         let tls = tls::accepting(&config.tls, config.host)?;
         if let Some(dir) = &config.state_dir {
-            prepare(dir, config.resume_grace)?;
+            prepare(dir)?;
         }
         let address = config.address();
         let bind = |cause| ServeError::Bind { address, cause };
         let listener = listen(address).map_err(bind)?;
-        Ok(Self { config, listener, tls })
+        let answers = starting::router(origins(&config));
+        let acceptor = tls.as_ref().map(|tls| tls.acceptor.clone());
+        let starting = Starting::begin(&listener, Accepting::new(answers, acceptor, &config))?;
+        Ok(Self { config, listener, tls, starting: Mutex::new(Some(starting)) })
     }
 
     /// The address in use.
@@ -103,7 +111,9 @@ impl Server {
         );
         let options =
             HubOptions { state_dir: config.state_dir.clone(), grace: config.resume_grace };
-        Ok(Worker::start(backend, rules, config.max_sessions, MOST_SESSIONS, options)?)
+        let worker = Worker::start(backend, rules, config.max_sessions, MOST_SESSIONS, options)?;
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(worker)
     }
 
     /// Serves until `stop` resolves and the running conversations are over or out of time; at once
@@ -137,7 +147,8 @@ impl Server {
     }
 
     async fn serve(self, hub: &Hub, mut stop: impl Stop) -> Result<(), ServeError> {
-        let Self { config, listener, tls } = self;
+        let Self { config, listener, tls, starting } = self;
+        drop(starting);
         let address = config.address();
         let listener =
             TcpListener::from_std(listener).map_err(|cause| ServeError::Bind { address, cause })?;
@@ -145,24 +156,18 @@ impl Server {
         let app = App {
             hub: hub.clone(),
             auth: Auth::new(config.api_keys.iter().map(String::as_str), config.compat_query_keys),
-            origins: Origins {
-                allowed: config.allow_origins.clone(),
-                loopback_only: config.host.is_loopback(),
-            },
+            origins: origins(&config),
             drain,
-            started: std::time::SystemTime::now(),
+            started: SystemTime::now(),
         };
-        let connections = Arc::new(Connections {
-            open: Mutex::default(),
-            most: config.max_connections,
-            most_per_address: config.max_connections_per_address,
-        });
-        let accepting = Accepting {
-            router: router(Arc::new(app)),
-            tls: tls.map(|tls| tls.acceptor),
-            connections: Arc::clone(&connections),
-        };
+        let acceptor = tls.map(|tls| tls.acceptor);
+        let accepting = Accepting::new(router(Arc::new(app)), acceptor, &config);
+        let connections = Arc::clone(&accepting.connections);
         let accept = tokio::spawn(accepting.run(listener));
+        let forget = config
+            .state_dir
+            .clone()
+            .map(|dir| tokio::spawn(forget_unclaimed(dir, config.resume_grace)));
         let failed = tokio::select! {
             reason = hub.failure() => Some(reason),
             () = stop.requested() => None,
@@ -188,6 +193,9 @@ impl Server {
         // Whoever does not say goodbye in time is cut off with the runtime.
         let _ = timeout(FAREWELL, over).await;
         accept.abort();
+        if let Some(forget) = forget {
+            forget.abort();
+        }
         outcome
     }
 }
@@ -300,7 +308,7 @@ fn listen(address: SocketAddr) -> std::io::Result<StdListener> {
     Ok(socket.into())
 }
 
-fn prepare(dir: &std::path::Path, grace: Duration) -> Result<(), ServeError> {
+fn prepare(dir: &Path) -> Result<(), ServeError> {
     let bad = |error: std::io::Error| ServeError::File {
         path: dir.into(),
         reason: format!("cannot keep sessions here: {error}"),
@@ -309,11 +317,24 @@ fn prepare(dir: &std::path::Path, grace: Duration) -> Result<(), ServeError> {
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(dir).map_err(bad)?;
-    tokens::sweep(dir, grace).map_err(bad)
+    builder.create(dir).and_then(|()| std::fs::read_dir(dir)).map(drop).map_err(bad)
 }
 
-struct Connections {
+/// Gives the callers of before the restart their time to come back, and forgets the others.
+async fn forget_unclaimed(dir: PathBuf, grace: Duration) {
+    let ready = SystemTime::now();
+    sleep(grace).await;
+    let swept = tokio::task::spawn_blocking(move || tokens::sweep(&dir, ready)).await;
+    if let Ok(Err(error)) = swept {
+        log::warn!("saved sessions cannot be removed: {error}");
+    }
+}
+
+fn origins(config: &ServeConfig) -> Origins {
+    Origins { allowed: config.allow_origins.clone(), loopback_only: config.host.is_loopback() }
+}
+
+pub(crate) struct Connections {
     open: Mutex<HashMap<IpAddr, usize>>,
     most: usize,
     most_per_address: usize,
@@ -333,7 +354,7 @@ impl Connections {
         Some(Connection { connections: Arc::clone(self), address })
     }
 
-    fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
     }
 }
@@ -359,14 +380,24 @@ impl Drop for Connection {
 /// Goes with every request, so that a WebSocket keeps its connection counted.
 pub(crate) type Counted = Arc<Connection>;
 
-struct Accepting {
+/// Takes connections and gives them to a router.
+pub(crate) struct Accepting {
     router: Router,
     tls: Option<tokio_rustls::TlsAcceptor>,
-    connections: Arc<Connections>,
+    pub(crate) connections: Arc<Connections>,
 }
 
 impl Accepting {
-    async fn run(self, listener: TcpListener) {
+    fn new(router: Router, tls: Option<tokio_rustls::TlsAcceptor>, config: &ServeConfig) -> Self {
+        let connections = Arc::new(Connections {
+            open: Mutex::default(),
+            most: config.max_connections,
+            most_per_address: config.max_connections_per_address,
+        });
+        Self { router, tls, connections }
+    }
+
+    pub(crate) async fn run(self, listener: TcpListener) {
         loop {
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,

@@ -15,6 +15,9 @@ pub(crate) type TokenHash = [u8; 32];
 
 /// Random bytes of a token.
 const TOKEN_BYTES: usize = 24;
+/// Extensions of a saved conversation, and of one that is being written.
+const SAVED: &str = "session";
+const PART: &str = "part";
 
 /// A secret that opens one conversation.
 #[derive(Clone)]
@@ -59,28 +62,53 @@ pub(crate) fn random_text() -> String {
 }
 
 fn file(dir: &Path, hash: TokenHash) -> PathBuf {
-    dir.join(format!("{}.session", URL_SAFE_NO_PAD.encode(hash)))
+    dir.join(format!("{}.{SAVED}", URL_SAFE_NO_PAD.encode(hash)))
 }
 
-/// Writes a conversation for its owner's eyes only.
+/// Writes a conversation for its owner's eyes only. Its file is there whole or not at all.
 pub(crate) fn save(dir: &Path, hash: TokenHash, blob: &[u8]) -> std::io::Result<()> {
+    let path = file(dir, hash);
+    let part = path.with_extension(PART);
+    // One that is left from a crash would keep its permissions.
+    remove(&part)?;
+    let saved = write(&part, blob).and_then(|()| std::fs::rename(&part, &path));
+    if saved.is_err() {
+        // What went wrong is the answer, not what remains of it.
+        let _ = remove(&part);
+    }
+    saved
+}
+
+fn write(path: &Path, blob: &[u8]) -> std::io::Result<()> {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let path = file(dir, hash);
-    // An older file of the same conversation would keep its permissions.
-    match std::fs::remove_file(&path) {
+    let mut file = options.open(path)?;
+    file.write_all(blob)?;
+    file.sync_all()
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => options.open(path)?.write_all(blob),
+        _ => Ok(()),
     }
 }
 
-/// Reads and removes a conversation, unless it is older than `grace`.
-pub(crate) fn take(dir: &Path, hash: TokenHash, grace: Duration) -> Option<Vec<u8>> {
+/// Reads and removes a conversation, unless its time is over: `grace` after it was written, and
+/// after the daemon was ready again, which it is for `ready_for`.
+pub(crate) fn take(
+    dir: &Path,
+    hash: TokenHash,
+    grace: Duration,
+    ready_for: Duration,
+) -> Option<Vec<u8>> {
     let path = file(dir, hash);
     let written = std::fs::metadata(&path).and_then(|meta| meta.modified()).ok()?;
-    let fresh = SystemTime::now().duration_since(written).is_ok_and(|age| age <= grace);
+    // A clock that was set back makes no conversation old.
+    let age = SystemTime::now().duration_since(written).unwrap_or_default();
+    let fresh = age.min(ready_for) <= grace;
     let blob = if fresh { std::fs::read(&path).ok() } else { None };
     if let Err(error) = std::fs::remove_file(&path) {
         log::warn!("cannot remove a saved session: {error}");
@@ -89,18 +117,29 @@ pub(crate) fn take(dir: &Path, hash: TokenHash, grace: Duration) -> Option<Vec<u
     blob
 }
 
-/// Removes what nobody came back for.
-pub(crate) fn sweep(dir: &Path, grace: Duration) -> std::io::Result<()> {
+/// Removes conversations that were written before this time: nobody came back for them. Whatever
+/// else is in the directory is not ours.
+pub(crate) fn sweep(dir: &Path, before: SystemTime) -> std::io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        let written = std::fs::metadata(&path).and_then(|meta| meta.modified());
-        let age = written.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
-        let ours = path.extension().is_some_and(|extension| extension == "session");
-        if ours && age.is_some_and(|age| age > grace) {
-            std::fs::remove_file(path)?;
+        let entry = entry?;
+        if !entry.file_type()?.is_file() || !is_ours(&entry.file_name()) {
+            continue;
+        }
+        match entry.metadata().and_then(|meta| meta.modified()) {
+            Ok(written) if written < before => remove(&entry.path())?,
+            _ => {}
         }
     }
     Ok(())
+}
+
+/// True for names that [`save`] gives.
+fn is_ours(name: &std::ffi::OsStr) -> bool {
+    name.to_str().and_then(|name| name.split_once('.')).is_some_and(|(hash, extension)| {
+        let decoded = URL_SAFE_NO_PAD.decode(hash);
+        [SAVED, PART].contains(&extension)
+            && decoded.is_ok_and(|hash| hash.len() == size_of::<TokenHash>())
+    })
 }
 
 #[cfg(test)]
@@ -114,5 +153,75 @@ mod tests {
         assert_eq!(a.text().len(), 32);
         assert_eq!(a.hash(), Token::from(a.text()).hash());
         assert!(!format!("{a:?}").contains(a.text()));
+    }
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn age(path: &Path, by: Duration) {
+        let file = std::fs::File::options().append(true).open(path).unwrap();
+        file.set_modified(SystemTime::now() - by).unwrap();
+    }
+
+    #[test]
+    fn a_conversation_is_saved_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dir, hash) = (folder.path(), Token::new().hash());
+        let path = file(dir, hash);
+        // Left by a crash, and an older one of the same conversation.
+        std::fs::write(path.with_extension(PART), "torn").unwrap();
+        std::fs::write(&path, "old").unwrap();
+        save(dir, hash, b"whole").unwrap();
+        let names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+        assert_eq!(names, std::slice::from_ref(&path));
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(take(dir, hash, HOUR, Duration::ZERO).unwrap(), b"whole");
+        assert_eq!(take(dir, hash, HOUR, Duration::ZERO), None, "once");
+
+        // Where a file cannot be put in its place, nothing half is left.
+        std::fs::create_dir(&path).unwrap();
+        save(dir, hash, b"whole").unwrap_err();
+        assert!(!path.with_extension(PART).exists());
+    }
+
+    #[test]
+    fn the_time_that_the_daemon_was_away_does_not_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dir, minute) = (folder.path(), HOUR / 60);
+        for (age_of_file, ready_for, kept) in [
+            (HOUR, Duration::ZERO, true),
+            (HOUR, minute / 2, true),
+            (HOUR, 2 * minute, false),
+            (minute / 2, 2 * minute, true),
+        ] {
+            let hash = Token::new().hash();
+            save(dir, hash, b"kept").unwrap();
+            age(&file(dir, hash), age_of_file);
+            let taken = take(dir, hash, minute, ready_for);
+            assert_eq!(taken.is_some(), kept, "{age_of_file:?} {ready_for:?}");
+            assert!(!file(dir, hash).exists());
+        }
+    }
+
+    #[test]
+    fn only_old_conversations_are_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path();
+        let [old, new] = [(); 2].map(|()| file(dir, Token::new().hash()));
+        let torn = file(dir, Token::new().hash()).with_extension(PART);
+        let foreign = ["work.session", "notes.txt", "AAAA.session"].map(|name| dir.join(name));
+        for path in [&old, &new, &torn].into_iter().chain(&foreign) {
+            std::fs::write(path, "x").unwrap();
+            age(path, if path == &new { Duration::ZERO } else { 2 * HOUR });
+        }
+        let folder_of_ours = file(dir, Token::new().hash());
+        std::fs::create_dir(&folder_of_ours).unwrap();
+        sweep(dir, SystemTime::now() - HOUR).unwrap();
+        assert!(!old.exists() && !torn.exists());
+        assert!(new.exists() && folder_of_ours.exists());
+        assert!(foreign.iter().all(|path| path.exists()));
     }
 }

@@ -5,6 +5,15 @@ export const FRAME = 1920;
 
 const HANDSHAKE = 0, AUDIO = 1, TEXT = 2, METADATA = 4, ERROR = 5;
 const RETRIES = 6;
+// Ends after which the server, or another one in its place, may be there again.
+const AGAIN = [1001, 1005, 1006, 1011, 1012];
+const REFUSED = 1008;
+// A server that listens sends something every five seconds, and takes what it is sent at once.
+const SILENCE_MS = 8000;
+const MOST_UNSENT_BYTES = 200000;
+const CONNECT_MS = 10000;
+const TICKET_MS = 5000;
+const LOOK_MS = 500;
 
 /** A key is missing or wrong. */
 export class KeyNeeded extends Error {}
@@ -12,7 +21,9 @@ export class KeyNeeded extends Error {}
 /** The server's ticket for one connection; `key` may be empty. */
 async function ticket(key) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const answer = await fetch("/api/ticket", { method: "POST", headers, cache: "no-store" });
+  // A connection that the browser kept may be as lost as ours.
+  const signal = AbortSignal.timeout(TICKET_MS);
+  const answer = await fetch("/api/ticket", { method: "POST", headers, cache: "no-store", signal });
   if (answer.status === 401) throw new KeyNeeded("The server does not know this key.");
   if (!answer.ok) throw new Error(`The server answered ${answer.status}.`);
   return (await answer.json()).ticket;
@@ -42,11 +53,16 @@ export class Conversation {
     const url = `${scheme}//${location.host}/api/chat?${query}`;
     const socket = new WebSocket(url, ["moshi", `ticket.${pass}`]);
     socket.binaryType = "arraybuffer";
-    socket.onmessage = (event) => this.#message(new Uint8Array(event.data));
+    this.heardAt = performance.now();
+    socket.onmessage = (event) => {
+      this.heardAt = performance.now();
+      this.#message(new Uint8Array(event.data));
+    };
     socket.onclose = (event) => this.#closed(event);
     this.socket = socket;
     this.ready = false;
     this.sentAt = [];
+    this.watch = setInterval(() => this.#look(socket), LOOK_MS);
     this.on.waiting("Waiting for the model …");
   }
 
@@ -67,6 +83,7 @@ export class Conversation {
   stop() {
     this.stopped = true;
     clearTimeout(this.timer);
+    clearInterval(this.watch);
     if (this.socket) this.socket.close(1000);
   }
 
@@ -106,11 +123,29 @@ export class Conversation {
     }
   }
 
+  /** A network that is gone closes nothing: silence has to be noticed. */
+  #look(socket) {
+    const silence = performance.now() - this.heardAt;
+    const connecting = socket.readyState === WebSocket.CONNECTING;
+    // In the waiting line the server says nothing that a page can see.
+    const lost = connecting
+      ? silence > CONNECT_MS
+      : this.ready && (silence > SILENCE_MS || socket.bufferedAmount > MOST_UNSENT_BYTES);
+    if (!lost) return;
+    socket.onmessage = socket.onclose = null;
+    socket.close();
+    this.#closed({ code: 1006, reason: "" });
+  }
+
   #closed(event) {
+    clearInterval(this.watch);
+    // A conversation that is not kept any more: a new one is better than none.
+    const forgotten = event.code === REFUSED && this.token !== null && !this.ready;
+    if (forgotten) this.token = null;
     this.ready = false;
-    const lost = event.code === 1006 || event.code === 1005;
-    if (this.stopped || !lost || this.attempts >= RETRIES) {
-      const reason = event.reason || (lost ? "The connection is lost." : "");
+    const again = forgotten || AGAIN.includes(event.code);
+    if (this.stopped || !again || this.attempts >= RETRIES) {
+      const reason = event.reason || (again ? "The connection is lost." : "");
       this.on.closed(this.stopped ? "" : reason || `The server closed with code ${event.code}.`);
       return;
     }

@@ -73,7 +73,7 @@ pub(crate) fn client(args: &ClientArgs) -> Result<i32> {
     }
     let latency = &report.latency;
     let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|share| latency.percentile_ms(share));
-    let late = latency.over(FRAME_TIME);
+    let late = latency.over(FRAME_TIME) + report.unanswered_frames;
     let seconds = report.samples.len() as f64 / f64::from(RATE_HZ);
     if args.json {
         line(json!({
@@ -138,6 +138,7 @@ pub(crate) fn loadtest(args: &LoadtestArgs) -> Result<i32> {
         line(json!({
             "sessions": args.sessions,
             "completed": report.completed,
+            "cut": report.cut,
             "refused": report.refused.len(),
             "slowest_refusal_ms": slowest_refusal,
             "sent_frames": report.sent_frames,
@@ -150,9 +151,11 @@ pub(crate) fn loadtest(args: &LoadtestArgs) -> Result<i32> {
         }))?;
     } else {
         line(format_args!(
-            "{} of {} sessions ran to their end, {} refused (slowest refusal {slowest_refusal:.0} ms)",
+            "{} of {} sessions ran to their end, {} cut, {} refused \
+             (slowest refusal {slowest_refusal:.0} ms)",
             report.completed,
             args.sessions,
+            report.cut,
             report.refused.len()
         ))?;
         line(format_args!(
@@ -170,7 +173,7 @@ pub(crate) fn loadtest(args: &LoadtestArgs) -> Result<i32> {
     if watch.requested() {
         return Ok(EXIT_INTERRUPTED);
     }
-    let in_time = report.late_frames == 0 && report.dropped_frames == 0;
+    let in_time = report.late_frames == 0 && report.dropped_frames == 0 && report.cut == 0;
     Ok(if in_time { 0 } else { EXIT_FELL_SHORT })
 }
 

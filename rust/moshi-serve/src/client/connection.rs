@@ -24,6 +24,8 @@ use crate::tls;
 
 /// Time to connect, and to shake hands.
 const CONNECT: Duration = Duration::from_secs(10);
+/// Time that a server may take to accept what it is sent.
+const WRITE_STALL: Duration = Duration::from_secs(10);
 /// Time to say goodbye.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -144,9 +146,19 @@ impl ChatClient {
         Ok(self.send_message(ChatMessage::Audio(&pages).encode()).await)
     }
 
-    /// Sends a message as it is; false when the connection is gone.
+    /// Sends a message as it is; false when the connection is gone. A server that takes nothing for
+    /// long is gone too.
     pub async fn send_message(&mut self, message: Vec<u8>) -> bool {
-        !self.closed && self.socket.send(Message::Binary(message.into())).await.is_ok()
+        if self.closed {
+            return false;
+        }
+        match timeout(WRITE_STALL, self.socket.send(Message::Binary(message.into()))).await {
+            Ok(sent) => sent.is_ok(),
+            Err(_) => {
+                self.closed = true;
+                false
+            }
+        }
     }
 
     /// What comes next; after the end, the end again.

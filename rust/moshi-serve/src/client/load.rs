@@ -31,13 +31,15 @@ pub struct LoadOptions {
 pub struct LoadReport {
     /// Conversations that ran to their end.
     pub completed: usize,
+    /// Conversations that the server accepted and ended before their time.
+    pub cut: usize,
     /// Conversations that the server refused, each with the time that it took.
     pub refused: Vec<Duration>,
     /// Reasons of refusals and ends before time.
     pub reasons: Vec<String>,
     /// Times of all frames.
     pub latency: Latency,
-    /// Frames whose result came more than a frame's time after their input was sent.
+    /// Frames whose result came more than a frame's time after their input was sent, or never.
     pub late_frames: usize,
     /// Frames sent.
     pub sent_frames: usize,
@@ -70,9 +72,13 @@ pub async fn load_test(
             Ok(session) => {
                 match session.closed {
                     None => report.completed += 1,
-                    Some((code, reason)) => report.reasons.push(format!("{code}: {reason}")),
+                    Some((code, reason)) => {
+                        report.cut += 1;
+                        report.reasons.push(format!("{code}: {reason}"));
+                    }
                 }
-                report.late_frames += session.latency.over(options.frame_time);
+                let late = session.latency.over(options.frame_time);
+                report.late_frames += late + session.unanswered_frames;
                 report.latency.extend(&session.latency);
                 report.sent_frames += session.sent_frames;
                 report.dropped_frames += session.dropped_frames;

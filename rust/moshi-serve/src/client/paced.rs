@@ -15,6 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK_AROUND: Duration = Duration::from_millis(50);
 /// Time for the server's half of the goodbye, and for what it still had to say before it.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// Code of a connection that ended without one, by the protocol.
+const BROKEN: u16 = 1006;
 
 /// What a conversation gave and how it went.
 #[derive(Debug, Clone, Default)]
@@ -31,11 +33,14 @@ pub struct Report {
     pub lag_ms: u64,
     /// Frames that the server dropped.
     pub dropped_frames: u64,
+    /// Frames that were neither answered nor said to be dropped.
+    pub unanswered_frames: usize,
     /// The newest metadata.
     pub metadata: Value,
     /// What the server told its users.
     pub notices: Vec<String>,
-    /// How the server ended it, if it did: code and reason.
+    /// How the server ended it before all was answered, if it did: code and reason. The code is
+    /// 1006 for a connection that broke.
     pub closed: Option<(u16, String)>,
 }
 
@@ -59,11 +64,8 @@ pub async fn converse(
             Err(_) => return Err(refused("it does not listen; it may be full".into())),
             Ok(ClientEvent::Ready) => break,
             Ok(ClientEvent::Closed(said)) => {
-                let said = said.map_or_else(
-                    || "the connection broke".to_owned(),
-                    |(code, reason)| format!("refused with code {code}: {reason}"),
-                );
-                return Err(refused(said));
+                let (code, reason) = said.unwrap_or_else(broken);
+                return Err(refused(format!("refused with code {code}: {reason}")));
             }
             Ok(event) => take(&mut report, event, &mut heard),
         }
@@ -89,14 +91,13 @@ pub async fn converse(
                 let Some(frame) = frames.next() else { continue };
                 sent_at.push_back(Instant::now());
                 report.sent_frames += 1;
-                if !client.send(&frame).await? {
-                    break;
-                }
+                // Where nothing can be sent any more, the next event says why.
+                client.send(&frame).await?;
                 next += frame_time;
             }
             event = client.next() => {
                 if let ClientEvent::Closed(said) = event {
-                    report.closed = said;
+                    report.closed = Some(said.unwrap_or_else(broken));
                     break;
                 }
                 let dropped = report.dropped_frames;
@@ -115,6 +116,7 @@ pub async fn converse(
             () = sleep(LOOK_AROUND) => {}
         }
     }
+    report.unanswered_frames = sent_at.len();
     if report.closed.is_none() && client.hang_up().await {
         let last_words = async {
             loop {
@@ -128,6 +130,10 @@ pub async fn converse(
         let _ = tokio::time::timeout(GOODBYE, last_words).await;
     }
     Ok(report)
+}
+
+fn broken() -> (u16, String) {
+    (BROKEN, "the connection broke".to_owned())
 }
 
 fn take(report: &mut Report, event: ClientEvent, heard: &mut impl FnMut(&ClientEvent)) {

@@ -362,7 +362,8 @@ impl Hub {
 
     fn load(&self, hash: TokenHash) -> Option<Vec<u8>> {
         let dir: &Path = self.shared.state_dir.as_deref()?;
-        crate::tokens::take(dir, hash, self.shared.grace)
+        // The hub is there when the daemon is ready.
+        crate::tokens::take(dir, hash, self.shared.grace, self.shared.now())
     }
 
     /// Ends the worker after what it is doing.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use moshi_wire::framer::Framer;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{End, Hub, OpenError};
+use super::{End, Hub, OUTPUT_FRAMES, OpenError};
 use crate::backend::{StreamOptions, StreamSettings};
 use crate::scheduler::{Overflow, Pushed, SlotId};
 use crate::tokens::Token;
@@ -124,6 +124,18 @@ impl SessionHandle {
     pub fn offer(&mut self, samples: &[f32]) -> usize {
         self.backlog.extend(self.framer.push(samples));
         self.pump()
+    }
+
+    /// As [`SessionHandle::offer`] for who also takes the results: feeds nothing while many of them
+    /// wait to be taken. An engine that is faster than a connection must not make it a slow reader.
+    pub fn offer_with_room(&mut self, samples: &[f32]) -> usize {
+        self.backlog.extend(self.framer.push(samples));
+        self.pump_with_room()
+    }
+
+    /// As [`SessionHandle::pump`], see [`SessionHandle::offer_with_room`].
+    pub fn pump_with_room(&mut self) -> usize {
+        if self.events.len() < OUTPUT_FRAMES / 2 { self.pump() } else { self.backlog.len() }
     }
 
     /// Feeds kept frames as far as they fit, and gives the number of those that are left.

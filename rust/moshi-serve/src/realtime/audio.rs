@@ -13,6 +13,18 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// Audio of one event, as bytes of samples of 16 bits at 24 kHz: more than five minutes.
+const MAX_EVENT_BYTES: usize = 15 << 20;
+
+/// Why the audio of an event cannot be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadAudio {
+    #[error("audio is not base64")]
+    NotBase64,
+    #[error("audio of one event lasts at most 327 s; send it in parts")]
+    TooLong,
+}
+
 /// A coding and its rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Format {
@@ -46,6 +58,11 @@ impl Format {
         }
     }
 
+    fn bytes_per_second(self) -> usize {
+        let sample_bytes = if self.coding == Coding::Pcm16 { 2 } else { 1 };
+        sample_bytes * self.rate_hz as usize
+    }
+
     pub(crate) fn json(self) -> Value {
         match self.coding {
             Coding::Pcm16 => json!({ "type": "audio/pcm", "rate": self.rate_hz }),
@@ -68,25 +85,39 @@ impl Format {
 pub(crate) struct AudioIn {
     reader: SampleReader,
     resampler: Option<Resampler>,
+    /// Whatever the coding: as long as [`MAX_EVENT_BYTES`] last in the default one.
+    max_event_bytes: usize,
 }
 
 impl AudioIn {
     pub(crate) fn new(format: Format, model_hz: u32) -> Self {
+        let (usual, bytes) = (Format::default(), format.bytes_per_second());
         Self {
+            max_event_bytes: MAX_EVENT_BYTES / usual.bytes_per_second() * bytes,
             reader: SampleReader::new(format.coding),
             resampler: between(format.rate_hz, model_hz),
         }
     }
 
-    /// `None` for what is not base64.
-    pub(crate) fn decode(&mut self, text: &str) -> Option<Vec<f32>> {
-        let bytes = BASE64.decode(text).ok()?;
+    /// Samples at the model's rate, of the value of an event.
+    ///
+    /// # Errors
+    /// [`BadAudio`]; nothing is taken then.
+    pub(crate) fn take(&mut self, value: &Value) -> Result<Vec<f32>, BadAudio> {
+        self.decode(value.as_str().ok_or(BadAudio::NotBase64)?)
+    }
+
+    fn decode(&mut self, text: &str) -> Result<Vec<f32>, BadAudio> {
+        let bytes = BASE64.decode(text).map_err(|_| BadAudio::NotBase64)?;
+        if bytes.len() > self.max_event_bytes {
+            return Err(BadAudio::TooLong);
+        }
         let mut samples = Vec::new();
         self.reader.push(&bytes, &mut samples);
-        let Some(resampler) = &mut self.resampler else { return Some(samples) };
+        let Some(resampler) = &mut self.resampler else { return Ok(samples) };
         let mut resampled = Vec::new();
         resampler.process(&samples, &mut resampled);
-        Some(resampled)
+        Ok(resampled)
     }
 
     /// What a resampler still holds, where nothing follows.
@@ -171,7 +202,29 @@ mod tests {
                 .fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
             assert!(worst < 0.03, "{format:?}: {worst}");
         }
-        assert_eq!(AudioIn::new(Format::default(), 24_000).decode("!!"), None);
-        assert_eq!(AudioIn::new(Format::default(), 24_000).decode("AAA"), Some(vec![0.0]));
+        let mut audio = AudioIn::new(Format::default(), 24_000);
+        assert_eq!(audio.decode("!!"), Err(BadAudio::NotBase64));
+        assert_eq!(audio.decode("AAA"), Ok(vec![0.0]));
+        assert_eq!(audio.take(&Value::Null), Err(BadAudio::NotBase64));
+    }
+
+    #[test]
+    fn an_event_lasts_at_most_so_long_in_every_format() {
+        let seconds = MAX_EVENT_BYTES / 48_000;
+        for format in [
+            Format::default(),
+            Format { coding: Coding::Pcm16, rate_hz: 16_000 },
+            Format { coding: Coding::ALaw, rate_hz: 8_000 },
+        ] {
+            let mut audio = AudioIn::new(format, 24_000);
+            let most = seconds * format.bytes_per_second();
+            let more = BASE64.encode(vec![0; most + 2]);
+            assert_eq!(audio.decode(&more), Err(BadAudio::TooLong), "{format:?}");
+            if format == Format::default() {
+                let samples = audio.decode(&BASE64.encode(vec![0; most])).unwrap();
+                assert_eq!(samples.len(), seconds * 24_000);
+            }
+        }
+        assert!(BadAudio::TooLong.to_string().contains(&seconds.to_string()));
     }
 }

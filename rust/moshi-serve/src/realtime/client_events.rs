@@ -8,6 +8,8 @@ use super::{Sent, Session};
 
 /// The shortest commit, in milliseconds.
 const MIN_COMMIT_MS: u64 = 100;
+/// Longest identifier of a client that is kept.
+const MAX_ID_BYTES: usize = 256;
 const BAD_REQUEST: &str = "invalid_request_error";
 
 impl Session<'_> {
@@ -19,16 +21,13 @@ impl Session<'_> {
         let cause = cause.as_ref();
         match event["type"].as_str().unwrap_or_default() {
             "session.update" => self.update(&event["session"], cause).await,
-            "input_audio_buffer.append" => {
-                let samples = event["audio"].as_str().and_then(|audio| self.ears.decode(audio));
-                match samples {
-                    Some(samples) => self.hear(&samples).await,
-                    None => {
-                        let text = "audio is not base64";
-                        self.error(BAD_REQUEST, "invalid_value", Some("audio"), text, cause).await
-                    }
+            "input_audio_buffer.append" => match self.ears.take(&event["audio"]) {
+                Ok(samples) => self.hear(&samples).await,
+                Err(bad) => {
+                    let text = bad.to_string();
+                    self.error(BAD_REQUEST, "invalid_value", Some("audio"), &text, cause).await
                 }
-            }
+            },
             "input_audio_buffer.commit" => {
                 let rate = u64::from(self.app.hub.card().sample_rate_hz);
                 if self.heard.uncommitted * 1000 < MIN_COMMIT_MS * rate {
@@ -36,12 +35,13 @@ impl Session<'_> {
                     let code = "input_audio_buffer_commit_empty";
                     return self.error(BAD_REQUEST, code, None, text, cause).await;
                 }
-                let item = self.heard.speaking.take().unwrap_or_else(|| id("item"));
+                let item = self.heard.take_item();
                 self.commit(item).await
             }
             "input_audio_buffer.clear" => {
                 self.handle.clear_input();
                 self.heard.uncommitted = 0;
+                self.heard.detector.restart();
                 self.send("input_audio_buffer.cleared", json!({})).await
             }
             "response.create" => self.request_response(&event["response"], cause).await,
@@ -55,21 +55,19 @@ impl Session<'_> {
                 self.close_response("cancelled", Some("client_cancelled")).await
             }
             "conversation.item.create" => self.create_item(&event).await,
-            "conversation.item.retrieve" => match self.find(&event) {
-                Some(at) => {
-                    let item = self.items[at].clone();
+            "conversation.item.retrieve" => match self.items.get(&event["item_id"]).cloned() {
+                Some(item) => {
                     self.send("conversation.item.retrieved", json!({ "item": item })).await
                 }
                 None => self.no_item(cause).await,
             },
-            "conversation.item.delete" => match self.find(&event) {
-                Some(at) => {
-                    let item = self.items.remove(at);
-                    let body = json!({ "item_id": item["id"] });
-                    self.send("conversation.item.deleted", body).await
+            "conversation.item.delete" => {
+                if !self.items.remove(&event["item_id"]) {
+                    return self.no_item(cause).await;
                 }
-                None => self.no_item(cause).await,
-            },
+                let body = json!({ "item_id": event["item_id"] });
+                self.send("conversation.item.deleted", body).await
+            }
             "conversation.item.truncate" => {
                 let body = json!({
                     "item_id": event["item_id"],
@@ -123,16 +121,12 @@ impl Session<'_> {
         if !item.is_object() {
             item = json!({ "type": "message", "role": "user", "content": [] });
         }
-        if !item["id"].is_string() {
+        if item["id"].as_str().is_none_or(|id| id.is_empty() || id.len() > MAX_ID_BYTES) {
             item["id"] = id("item").into();
         }
         item["object"] = "realtime.item".into();
         item["status"] = "completed".into();
-        self.add_item(item).await
-    }
-
-    fn find(&self, event: &Value) -> Option<usize> {
-        self.items.iter().position(|item| item["id"] == event["item_id"])
+        self.add_item(item, &event["previous_item_id"]).await
     }
 
     async fn no_item(&mut self, cause: Option<&Value>) -> Sent {

@@ -35,6 +35,22 @@ pub(crate) fn id(prefix: &str) -> String {
     format!("{prefix}_{}", random_text().replace(['-', '_'], "0"))
 }
 
+/// Settings beside those with a meaning here that clients read back.
+const KEPT: [&str; 10] = [
+    "include",
+    "instructions",
+    "parallel_tool_calls",
+    "prompt",
+    "reasoning",
+    "temperature",
+    "tool_choice",
+    "tools",
+    "tracing",
+    "truncation",
+];
+/// Bytes of JSON that the settings of a session may take.
+const MAX_SETTINGS_BYTES: usize = 256 << 10;
+
 /// What a session is set to. Settings that mean nothing to the model are kept and told back.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -45,7 +61,7 @@ pub(crate) struct Settings {
     pub(crate) text_only: bool,
     pub(crate) turn_detection: Value,
     pub(crate) max_output_tokens: Value,
-    /// Everything else, by today's names.
+    /// Those of [`KEPT`].
     other: serde_json::Map<String, Value>,
     transcription: Value,
     noise_reduction: Value,
@@ -126,8 +142,14 @@ impl Settings {
                 "max_output_tokens" | "max_response_output_tokens" => {
                     new.max_output_tokens = value.clone();
                 }
-                other => drop(new.other.insert(other.to_owned(), value.clone())),
+                kept if KEPT.contains(&kept) => {
+                    new.other.insert(kept.to_owned(), value.clone());
+                }
+                _ => {}
             }
+        }
+        if new.json(Dialect::Current).to_string().len() > MAX_SETTINGS_BYTES {
+            return Err(BadSetting("session", "settings have at most 256 KiB"));
         }
         *self = new;
         Ok(())
@@ -322,6 +344,11 @@ mod tests {
         assert_eq!(settings.update(&bad).unwrap_err().0, "session.audio.input.format");
         assert_eq!(settings.json(Dialect::Current)["instructions"], "be kind", "all or nothing");
         assert!(settings.update(&json!({ "type": "transcription" })).is_err());
+        settings.update(&json!({ "instructions": "x".repeat(200 << 10), "other": 1 })).unwrap();
+        assert!(settings.json(Dialect::Current).get("other").is_none());
+        let too_much = json!({ "turn_detection": { "type": "x".repeat(60 << 10) } });
+        assert_eq!(settings.update(&too_much).unwrap_err().0, "session");
+        assert_eq!(settings.turn_detection, Value::Null);
     }
 
     /// Any JSON, with the names that mean something more often than not.

@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 use moshi_wire::framer::Framer;
 use serde_json::Value;
 
-use super::audio::{AudioIn, Format};
+use super::audio::{AudioIn, BadAudio, Format};
 
 /// The longest recording, in seconds.
 const MAX_SECONDS: usize = 30;
+const TOO_LONG: &str = "audio is longer than 30 s";
 
 /// What is left to play, in frames of the model.
 pub(super) struct Fixture {
@@ -27,14 +28,16 @@ impl Fixture {
     ) -> Result<Self, &'static str> {
         let format = Format::default();
         let mut reader = AudioIn::new(format, model_hz);
-        let decoded = event["audio"].as_str().and_then(|audio| reader.decode(audio));
-        let mut samples = decoded.ok_or("audio is not base64")?;
+        let mut samples = reader.take(&event["audio"]).map_err(|bad| match bad {
+            BadAudio::NotBase64 => "audio is not base64",
+            BadAudio::TooLong => TOO_LONG,
+        })?;
         samples.extend(reader.finish());
         if samples.is_empty() {
             return Err("audio is empty");
         }
         if samples.len() > MAX_SECONDS * model_hz as usize {
-            return Err("audio is longer than 30 s");
+            return Err(TOO_LONG);
         }
         let mut framer = Framer::new(frame_samples);
         let mut frames: VecDeque<Vec<f32>> = framer.push(&samples).into();

@@ -14,7 +14,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use super::audio::{AudioIn, AudioOut, Format};
 use super::events::id;
 use super::fixture::Fixture;
-use super::{Gone, MAX_BACKLOG_FRAMES, MAX_MESSAGE_BYTES, PAUSE, TICK, leave, session_request};
+use super::pace::Pace;
+use super::{
+    Gone, MAX_BACKLOG_FRAMES, TICK, leave, length, max_message_bytes, session_request, too_large,
+};
 use crate::hub::{End, OpenError, OutputFrame, SessionHandle};
 use crate::routes::{App, refusal};
 use crate::server::Counted;
@@ -36,7 +39,8 @@ pub(crate) async fn handler(
         let reason = OpenError::Draining.to_string();
         return refusal(StatusCode::SERVICE_UNAVAILABLE, "server_draining", &reason);
     }
-    upgrade(&mut request, "realtime", MAX_MESSAGE_BYTES, move |socket| async move {
+    let most = max_message_bytes(&app);
+    upgrade(&mut request, "realtime", most, move |socket| async move {
         run(&app, socket).await;
         drop(counted);
     })
@@ -86,6 +90,7 @@ async fn run(app: &App, mut socket: Socket) {
     // Sessions have no end of their own; a day is a promise that can be kept.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     resource["expires_at"] = (now + 86_400).into();
+    // What is no object cannot be written into.
     if !resource["audio"].is_object() {
         resource["audio"] = json!({});
     }
@@ -98,7 +103,7 @@ async fn run(app: &App, mut socket: Socket) {
         ears: AudioIn::new(format, model_hz),
         mouth: AudioOut::new(format, model_hz),
         muted: false,
-        last: None,
+        pace: Pace::default(),
         backlog: 0,
         steps: 0,
         informed: false,
@@ -146,7 +151,7 @@ struct Live<'a> {
     ears: AudioIn,
     mouth: AudioOut,
     muted: bool,
-    last: Option<Instant>,
+    pace: Pace,
     backlog: usize,
     steps: u64,
     informed: bool,
@@ -170,6 +175,8 @@ impl Live<'_> {
         usage.reset();
         let mut ended = pin!(self.handle.ended());
         let mut alive = Instant::now();
+        let mut drain = self.app.drain.clone();
+        let mut told = false;
         loop {
             tokio::select! {
                 end = &mut ended => return self.over(end).await,
@@ -178,7 +185,7 @@ impl Live<'_> {
                         let end = self.handle.end_reason().unwrap_or(End::Failed);
                         return self.over(end).await;
                     };
-                    self.backlog = self.handle.pump();
+                    self.backlog = self.handle.pump_with_room();
                     self.speak(frame).await?;
                 }
                 received = self.socket.receive(), if self.backlog < MAX_BACKLOG_FRAMES => {
@@ -189,20 +196,20 @@ impl Live<'_> {
                         Received::Pong => continue,
                         Received::Closed => return Ok((1000, "")),
                         Received::Lost => return Err(Gone),
-                        Received::TooLarge => return Ok((1009, "message too large")),
+                        Received::TooLarge => {
+                            let text = too_large(self.app);
+                            let error = error_event("message_too_large", &text, None, None);
+                            self.send_event(error).await?;
+                            return Ok((1009, "message too large"));
+                        }
                     };
                     if self.obey(&event).await? {
                         return self.closed("close_requested", 1000, "").await;
                     }
                 }
                 _ = tick.tick() => {
-                    self.backlog = self.handle.pump();
-                    let frame_time = self.app.hub.card().frame_time();
-                    let paused = self.last.filter(|last| last.elapsed() > PAUSE);
-                    if let (Some(last), 0) = (paused, self.backlog) {
-                        self.last = Some(last + frame_time);
-                        self.handle.offer(&vec![0.0; self.app.hub.card().frame_samples]);
-                    }
+                    self.backlog = self.handle.pump_with_room();
+                    self.fill_pause();
                 }
                 _ = usage.tick() => {
                     let held_back = self.backlog >= MAX_BACKLOG_FRAMES;
@@ -215,7 +222,25 @@ impl Live<'_> {
                     });
                     self.send("session.usage.updated", body).await?;
                 }
+                changed = drain.changed(), if !told => {
+                    told = true;
+                    if changed.is_ok() {
+                        let text = "the server is shutting down; connect to another one soon";
+                        let body = json!({ "code": "server_draining", "message": text });
+                        self.send("info", body).await?;
+                    }
+                }
             }
+        }
+    }
+
+    fn fill_pause(&mut self) {
+        let card = self.app.hub.card();
+        let now = Instant::now();
+        if self.backlog > 0 {
+            self.pace.busy(now);
+        } else if self.pace.takes_silence(card.frame_time(), now) {
+            self.handle.offer_with_room(&vec![0.0; card.frame_samples]);
         }
     }
 
@@ -225,17 +250,19 @@ impl Live<'_> {
         let cause = event.get("event_id");
         match event["type"].as_str().unwrap_or_default() {
             "session.input_audio.append" => {
-                let audio = event["audio"].as_str().and_then(|audio| self.ears.decode(audio));
-                let Some(mut samples) = audio else {
-                    let error =
-                        error_event("invalid_value", "audio is not base64", Some("audio"), cause);
-                    return self.send_event(error).await.map(|()| false);
+                let mut samples = match self.ears.take(&event["audio"]) {
+                    Ok(samples) => samples,
+                    Err(bad) => {
+                        let text = bad.to_string();
+                        let error = error_event("invalid_value", &text, Some("audio"), cause);
+                        return self.send_event(error).await.map(|()| false);
+                    }
                 };
                 if self.muted || self.fixture.is_some() {
                     samples.fill(0.0);
                 }
-                self.last = Some(Instant::now());
-                self.backlog = self.handle.offer(&samples);
+                self.pace.heard(length(&samples, self.app.hub.card()), Instant::now());
+                self.backlog = self.handle.offer_with_room(&samples);
             }
             "session.input_audio.mute" => {
                 self.muted = true;
@@ -293,7 +320,7 @@ impl Live<'_> {
             }
             Ok(fixture) => {
                 self.fixture = Some(fixture);
-                self.last.get_or_insert_with(Instant::now);
+                self.pace.heard(Duration::ZERO, Instant::now());
                 let body = json!({ "client_event_id": cause });
                 self.send("session.output_audio.fixture.playing", body).await
             }
@@ -329,6 +356,12 @@ impl Live<'_> {
     }
 
     async fn over(&mut self, end: End) -> Result<(u16, &'static str), Gone> {
+        // Who did not read what was sent would not read the rest either.
+        if end != End::SlowReader {
+            while let Some(frame) = self.handle.next().await {
+                self.speak(frame).await?;
+            }
+        }
         let (code, text) = end.close();
         match end {
             End::TakenOver => self.closed("close_requested", code, text).await,

@@ -9,9 +9,12 @@ pub(crate) mod audio;
 mod client_events;
 mod events;
 mod fixture;
+mod items;
 pub(crate) mod live;
+mod pace;
 pub(crate) mod secrets;
 mod turn;
+mod vad;
 
 use std::borrow::Cow;
 use std::pin::pin;
@@ -26,21 +29,24 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::audio::{AudioIn, AudioOut};
 use self::events::{Dialect, Response, Settings, id};
-use self::turn::{Turn, Turns, rms};
+use self::items::Items;
+use self::pace::Pace;
+use self::turn::{Turn, Turns};
+use self::vad::{Detector, Speech};
 use crate::auth::protocols;
-use crate::backend::StreamOptions;
+use crate::backend::{Card, StreamOptions};
 use crate::hub::{End, OpenError, OutputFrame, SessionHandle, SessionRequest};
 use crate::routes::{App, refusal};
 use crate::scheduler::Overflow;
 use crate::server::Counted;
 use crate::websocket::{Received, Socket, upgrade};
 
-/// Largest message: a quarter of a minute of samples, in base64.
-pub(crate) const MAX_MESSAGE_BYTES: usize = 2 << 20;
+/// Largest message of a client with a key: five minutes of samples, in base64.
+const MAX_MESSAGE_BYTES: usize = 24 << 20;
+/// Largest message where no key is asked for: half a minute.
+const MAX_KEYLESS_MESSAGE_BYTES: usize = 2 << 20;
 /// Frames that a connection holds for the model before it reads no more: ten seconds.
 pub(crate) const MAX_BACKLOG_FRAMES: usize = 125;
-/// Without audio for so long, the model hears silence.
-pub(crate) const PAUSE: Duration = Duration::from_millis(160);
 /// Pause between looks at the clock.
 pub(crate) const TICK: Duration = Duration::from_millis(20);
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -58,7 +64,8 @@ pub(crate) async fn handler(
         return refusal(StatusCode::SERVICE_UNAVAILABLE, "server_draining", &reason);
     }
     let dialect = dialect(request.headers());
-    upgrade(&mut request, "realtime", MAX_MESSAGE_BYTES, move |socket| async move {
+    let most = max_message_bytes(&app);
+    upgrade(&mut request, "realtime", most, move |socket| async move {
         run(&app, socket, dialect).await;
         drop(counted);
     })
@@ -68,6 +75,15 @@ fn dialect(headers: &HeaderMap) -> Dialect {
     let header = headers.get("openai-beta").is_some_and(|value| value == "realtime=v1");
     let offered = protocols(headers).any(|offer| offer == "openai-beta.realtime-v1");
     if header || offered { Dialect::Beta } else { Dialect::Current }
+}
+
+pub(crate) fn max_message_bytes(app: &App) -> usize {
+    // Nobody without a key comes so far where one is asked for.
+    if app.auth.is_required() { MAX_MESSAGE_BYTES } else { MAX_KEYLESS_MESSAGE_BYTES }
+}
+
+pub(crate) fn too_large(app: &App) -> String {
+    format!("messages have at most {} MiB here; send audio in parts", max_message_bytes(app) >> 20)
 }
 
 /// A session for a protocol whose input may come faster than life.
@@ -109,30 +125,35 @@ async fn run(app: &App, mut socket: Socket, dialect: Dialect) {
         conversation: id("conv"),
         turns: Turns::default(),
         response: None,
-        items: Vec::new(),
-        heard: Heard::default(),
+        items: Items::default(),
+        heard: Heard::new(app.hub.card()),
         backlog: 0,
     };
     session.run().await;
 }
 
 /// What is known about the input.
-#[derive(Default)]
 struct Heard {
-    /// Samples since the session began, at the model's rate.
-    samples: u64,
-    /// Samples since the last commit.
+    /// Samples since the last commit, at the model's rate.
     uncommitted: u64,
-    /// When audio came last, or silence was put in its place.
-    last: Option<Instant>,
-    /// Loudness of the newest frames, for who wants to know when the user speaks.
-    loud: [bool; 4],
+    pace: Pace,
+    detector: Detector,
+    /// The item that the user's speech will be.
     speaking: Option<String>,
-    quiet: u64,
 }
 
-/// Items that can be asked for; older ones are forgotten.
-const MAX_ITEMS: usize = 256;
+impl Heard {
+    fn new(card: &Card) -> Self {
+        let detector = Detector::new(card.frame_samples, card.sample_rate_hz);
+        Self { uncommitted: 0, pace: Pace::default(), detector, speaking: None }
+    }
+
+    /// The item of what was heard until now; speech begins anew.
+    fn take_item(&mut self) -> String {
+        self.detector.restart();
+        self.speaking.take().unwrap_or_else(|| id("item"))
+    }
+}
 
 struct Session<'a> {
     app: &'a App,
@@ -145,7 +166,7 @@ struct Session<'a> {
     mouth: AudioOut,
     turns: Turns,
     response: Option<Response>,
-    items: Vec<Value>,
+    items: Items,
     heard: Heard,
     backlog: usize,
 }
@@ -181,12 +202,13 @@ impl Session<'_> {
         let mut told = false;
         loop {
             tokio::select! {
-                end = &mut ended => return Ok(farewell(end)),
+                end = &mut ended => return self.over(end).await,
                 frame = self.handle.next() => {
                     let Some(frame) = frame else {
-                        return Ok(farewell(self.handle.end_reason().unwrap_or(End::Failed)));
+                        let end = self.handle.end_reason().unwrap_or(End::Failed);
+                        return self.over(end).await;
                     };
-                    self.backlog = self.handle.pump();
+                    self.backlog = self.handle.pump_with_room();
                     let turn = self.turns.step(frame);
                     self.speak(turn).await?;
                 }
@@ -199,13 +221,15 @@ impl Session<'_> {
                         Received::Closed => return Ok((1000, String::new())),
                         Received::Lost => return Err(Gone),
                         Received::TooLarge => {
-                            let reason = format!("messages have at most {MAX_MESSAGE_BYTES} bytes");
-                            return Ok((1009, reason));
+                            let text = too_large(self.app);
+                            let code = "message_too_large";
+                            self.error("invalid_request_error", code, None, &text, None).await?;
+                            return Ok((1009, text));
                         }
                     }
                 }
                 _ = tick.tick() => {
-                    self.backlog = self.handle.pump();
+                    self.backlog = self.handle.pump_with_room();
                     self.fill_pause();
                 }
                 _ = ping.tick() => {
@@ -225,78 +249,75 @@ impl Session<'_> {
         }
     }
 
+    /// What is finished is still the client's, and what the model was saying ends with it.
+    async fn over(&mut self, end: End) -> Result<(u16, String), Gone> {
+        // Who did not read what was sent would not read this either.
+        if end != End::SlowReader {
+            while let Some(frame) = self.handle.next().await {
+                let turn = self.turns.step(frame);
+                self.speak(turn).await?;
+            }
+            let status = if end == End::Failed { "failed" } else { "incomplete" };
+            self.close_response(status, None).await?;
+        }
+        Ok(farewell(end))
+    }
+
     /// Once audio has come, a pause in it is silence at the pace of time.
     fn fill_pause(&mut self) {
         let card = self.app.hub.card();
-        let Some(last) = self.heard.last.filter(|last| last.elapsed() > PAUSE) else { return };
-        if self.backlog == 0 {
-            self.heard.last = Some(last + card.frame_time());
-            self.handle.offer(&vec![0.0; card.frame_samples]);
+        let now = Instant::now();
+        if self.backlog > 0 {
+            self.heard.pace.busy(now);
+        } else if self.heard.pace.takes_silence(card.frame_time(), now) {
+            self.handle.offer_with_room(&vec![0.0; card.frame_samples]);
         }
     }
 
     async fn hear(&mut self, samples: &[f32]) -> Sent {
-        let rate = u64::from(self.app.hub.card().sample_rate_hz);
-        self.heard.last = Some(Instant::now());
-        self.heard.samples += samples.len() as u64;
+        self.heard.pace.heard(length(samples, self.app.hub.card()), Instant::now());
         self.heard.uncommitted += samples.len() as u64;
-        self.backlog = self.handle.offer(samples);
-        if self.settings.turn_detection.is_null() {
-            return Ok(());
-        }
-        let detection = &self.settings.turn_detection;
-        let threshold = detection["threshold"].as_f64().unwrap_or(0.5);
-        let level = 10f32.powf((-60.0 + 40.0 * threshold as f32) / 20.0);
-        let patience = detection["silence_duration_ms"].as_u64().unwrap_or(500);
-        let now_ms = self.heard.samples * 1000 / rate;
-        let loud = rms(samples) >= level;
-        self.heard.loud.rotate_left(1);
-        self.heard.loud[3] = loud;
-        self.heard.quiet = if loud { 0 } else { self.heard.quiet + samples.len() as u64 };
-        let enough = self.heard.loud.iter().filter(|&&loud| loud).count() >= 3;
-        match self.heard.speaking.take() {
-            None if enough => {
-                let item = id("item");
-                self.heard.speaking = Some(item.clone());
-                let body = json!({ "item_id": item, "audio_start_ms": now_ms.saturating_sub(300) });
-                self.send("input_audio_buffer.speech_started", body).await
-            }
-            Some(item) if self.heard.quiet * 1000 / rate >= patience => {
-                let body = json!({ "item_id": item, "audio_end_ms": now_ms });
-                self.send("input_audio_buffer.speech_stopped", body).await?;
-                self.commit(item).await
-            }
-            speaking => {
-                self.heard.speaking = speaking;
-                Ok(())
+        self.backlog = self.handle.offer_with_room(samples);
+        let found = self.heard.detector.push(samples, &self.settings.turn_detection);
+        for speech in found {
+            match speech {
+                Speech::Started { audio_start_ms } => {
+                    let item = id("item");
+                    let body = json!({ "item_id": item, "audio_start_ms": audio_start_ms });
+                    self.heard.speaking = Some(item);
+                    self.send("input_audio_buffer.speech_started", body).await?;
+                }
+                Speech::Stopped { audio_end_ms } => {
+                    let item = self.heard.speaking.take().unwrap_or_else(|| id("item"));
+                    let body = json!({ "item_id": item, "audio_end_ms": audio_end_ms });
+                    self.send("input_audio_buffer.speech_stopped", body).await?;
+                    self.commit(item).await?;
+                }
             }
         }
+        Ok(())
     }
 
     /// Tells that what was heard until now is an item of the conversation.
     async fn commit(&mut self, item: String) -> Sent {
         self.heard.uncommitted = 0;
-        let previous = self.items.last().map_or(Value::Null, |item| item["id"].clone());
-        let body = json!({ "item_id": item, "previous_item_id": previous });
+        let body = json!({ "item_id": item, "previous_item_id": self.items.last() });
         self.send("input_audio_buffer.committed", body).await?;
-        self.add_item(json!({
+        let item = json!({
             "id": item,
             "object": "realtime.item",
             "type": "message",
             "status": "completed",
             "role": "user",
             "content": [{ "type": "input_audio", "transcript": null }],
-        }))
-        .await
+        });
+        self.add_item(item, &Value::Null).await
     }
 
-    async fn add_item(&mut self, item: Value) -> Sent {
-        let previous = self.items.last().map_or(Value::Null, |item| item["id"].clone());
+    /// Puts an item behind the one that `after` names, and tells so.
+    async fn add_item(&mut self, item: Value, after: &Value) -> Sent {
+        let previous = self.items.insert(item.clone(), after);
         let body = json!({ "item": item, "previous_item_id": previous });
-        if self.items.len() == MAX_ITEMS {
-            self.items.remove(0);
-        }
-        self.items.push(item);
         if self.dialect == Dialect::Beta {
             return self.send("conversation.item.created", body).await;
         }
@@ -322,7 +343,7 @@ impl Session<'_> {
         let object =
             response.json(&self.settings, self.dialect, &self.conversation, "in_progress", None);
         let item = response.item_json(&self.settings, self.dialect, "in_progress");
-        let previous = self.items.last().map_or(Value::Null, |item| item["id"].clone());
+        let previous = self.items.insert(item.clone(), &Value::Null);
         let ids = ids(&response);
         let response_id = response.id.clone();
         self.response = Some(response);
@@ -399,15 +420,11 @@ impl Session<'_> {
         let item = response.item_json(&self.settings, self.dialect, status);
         let body = json!({ "response_id": response.id, "output_index": 0, "item": item });
         self.send("response.output_item.done", body).await?;
+        let previous = self.items.replace(item.clone());
         if self.dialect == Dialect::Current {
-            let previous = self.items.last().map_or(Value::Null, |item| item["id"].clone());
             let body = json!({ "item": item, "previous_item_id": previous });
             self.send("conversation.item.done", body).await?;
         }
-        if self.items.len() == MAX_ITEMS {
-            self.items.remove(0);
-        }
-        self.items.push(item);
         let object =
             response.json(&self.settings, self.dialect, &self.conversation, status, reason);
         self.send("response.done", json!({ "response": object })).await
@@ -462,6 +479,11 @@ async fn leave(
 fn farewell(end: End) -> (u16, String) {
     let (code, reason) = end.close();
     (code, reason.to_owned())
+}
+
+/// How long samples at the model's rate last.
+pub(crate) fn length(samples: &[f32], card: &Card) -> Duration {
+    Duration::from_secs_f64(samples.len() as f64 / f64::from(card.sample_rate_hz))
 }
 
 fn ids(response: &Response) -> Value {

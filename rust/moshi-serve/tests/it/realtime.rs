@@ -14,10 +14,14 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::support::{Echo, FRAME, Running, config, frames};
 
-struct Client(WebSocketStream<TcpStream>);
+pub(crate) struct Client(pub(crate) WebSocketStream<TcpStream>);
 
 impl Client {
-    async fn connect(server: &Running, path: &str, headers: &[(&'static str, &str)]) -> Self {
+    pub(crate) async fn connect(
+        server: &Running,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Self {
         let mut request = format!("{}{path}", server.url()).into_client_request().unwrap();
         for (name, value) in headers {
             request.headers_mut().append(*name, value.parse().unwrap());
@@ -27,11 +31,11 @@ impl Client {
         Self(socket)
     }
 
-    async fn send(&mut self, event: Value) {
+    pub(crate) async fn send(&mut self, event: Value) {
         self.0.send(Message::Text(event.to_string().into())).await.unwrap();
     }
 
-    async fn next(&mut self) -> Value {
+    pub(crate) async fn next(&mut self) -> Value {
         loop {
             match self.0.next().await.unwrap().unwrap() {
                 Message::Text(text) => return serde_json::from_str(text.as_str()).unwrap(),
@@ -42,7 +46,7 @@ impl Client {
     }
 
     /// The next event of this type; others before it are passed over.
-    async fn find(&mut self, kind: &str) -> Value {
+    pub(crate) async fn find(&mut self, kind: &str) -> Value {
         loop {
             let event = self.next().await;
             if event["type"] == kind {
@@ -52,14 +56,14 @@ impl Client {
         }
     }
 
-    async fn say(&mut self, kind: &str, frames: &[Vec<f32>]) {
+    pub(crate) async fn say(&mut self, kind: &str, frames: &[Vec<f32>]) {
         for frame in frames {
             let audio = STANDARD.encode(encode(Coding::Pcm16, frame));
             self.send(json!({ "type": kind, "audio": audio })).await;
         }
     }
 
-    async fn close_code(&mut self) -> Option<u16> {
+    pub(crate) async fn close_code(&mut self) -> Option<u16> {
         while let Some(Ok(message)) = self.0.next().await {
             if let Message::Close(frame) = message {
                 return frame.map(|frame| frame.code.into());
@@ -69,7 +73,7 @@ impl Client {
     }
 }
 
-fn samples(event: &Value) -> Vec<f32> {
+pub(crate) fn samples(event: &Value) -> Vec<f32> {
     let bytes = STANDARD.decode(event["delta"].as_str().unwrap()).unwrap();
     let mut samples = Vec::new();
     SampleReader::new(Coding::Pcm16).push(&bytes, &mut samples);
@@ -77,7 +81,7 @@ fn samples(event: &Value) -> Vec<f32> {
 }
 
 /// What the server hears of these frames: they are quantised.
-fn quantised(frames: &[Vec<f32>]) -> Vec<Vec<f32>> {
+pub(crate) fn quantised(frames: &[Vec<f32>]) -> Vec<Vec<f32>> {
     let through = |frame: &Vec<f32>| {
         let mut samples = Vec::new();
         SampleReader::new(Coding::Pcm16).push(&encode(Coding::Pcm16, frame), &mut samples);

@@ -1,0 +1,43 @@
+//! What is answered before there is an engine.
+
+use std::sync::Arc;
+
+use moshi_serve::{ServeConfig, Server, Tls};
+use tokio::sync::mpsc;
+
+use crate::support::{Echo, UPGRADE, config, http};
+
+#[tokio::test]
+async fn health_is_told_while_the_model_loads() {
+    let server = Server::bind(config(1)).unwrap();
+    let address = server.address().unwrap();
+    for path in ["GET /healthz", "GET /ping", "GET /v2/health/live"] {
+        assert_eq!(http(address, path, "").await.0, 200, "{path}");
+    }
+    for path in ["GET /readyz", "GET /health", "GET /v2/health/ready"] {
+        let (status, body) = http(address, path, "").await;
+        assert!(status == 503 && body.contains("loading"), "{path}: {status} {body}");
+    }
+    for path in ["GET /", "GET /metrics", "GET /v1/models", "POST /api/ticket"] {
+        let (status, body) = http(address, path, "").await;
+        assert!(status == 503 && body.contains("loading"), "{path}: {status} {body}");
+    }
+    assert_eq!(http(address, "GET /api/chat", UPGRADE).await.0, 503);
+    assert_eq!(http(address, "GET /healthz", "Host: evil.example\r\n").await.0, 403);
+
+    let worker = server.start(Arc::new(Echo::new())).unwrap();
+    let (stop, stopped) = mpsc::channel(2);
+    let task = tokio::spawn(server.run(worker, stopped));
+    let (status, body) = http(address, "GET /readyz", "").await;
+    assert!(status == 200 && body.contains("echo"), "{status} {body}");
+    stop.send(()).await.unwrap();
+    task.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_never_starts_lets_its_port_go() {
+    let server = Server::bind(ServeConfig { tls: Tls::SelfSigned, ..config(1) }).unwrap();
+    let address = server.address().unwrap();
+    drop(server);
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
