@@ -67,7 +67,7 @@ pub(crate) struct ComputeArgs {
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     pub(crate) device: DeviceArg,
     /// Implementation on the CPU.
-    #[arg(long, value_enum, default_value_t = ExecutorArg::Scalar)]
+    #[arg(long, value_enum, default_value_t = ExecutorArg::Cpu)]
     pub(crate) executor: ExecutorArg,
     /// Upper bound of threads, at least 1. The scalar executor uses one.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
@@ -88,12 +88,12 @@ pub(crate) enum DeviceArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ExecutorArg {
-    /// Plain loops; a session's result does not depend on others, bit for bit.
+    /// Packed weights, the processor's widest instructions, several threads: the fastest.
+    Cpu,
+    /// Plain loops, the reference: the same bits on every processor.
     Scalar,
     /// Candle tensors.
     Candle,
-    /// Packed weights, the processor's widest instructions, several threads: the fastest.
-    Cpu,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
