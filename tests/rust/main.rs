@@ -7,6 +7,7 @@
 #[macro_use]
 mod support;
 
+mod allocations;
 mod batching;
 mod bench;
 mod cli;

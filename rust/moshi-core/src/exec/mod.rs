@@ -16,6 +16,7 @@ mod cpu;
 mod host;
 mod plan;
 mod scalar;
+mod tail;
 
 pub use self::candle::Candle;
 pub use self::cpu::Cpu;
@@ -24,6 +25,7 @@ pub use self::plan::{AttentionPlan, Rotary, RotaryStyle};
 pub use self::scalar::Scalar;
 pub use moshi_kernels::scalar::{BlockFormat, Heads};
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::error::Result;
@@ -49,6 +51,21 @@ impl HostConv {
     /// Positions of the past that the convolution sees: `kernel - stride`.
     pub fn history(&self) -> usize {
         self.kernel - self.stride
+    }
+
+    /// The weights as `[output, tap, input]`: a window of time-major rows is contiguous.
+    fn by_tap(&self) -> Vec<f32> {
+        let Self { outputs, inputs, kernel, .. } = *self;
+        let mut by_tap = vec![0.0; self.weight.len()];
+        for o in 0..outputs {
+            for i in 0..inputs {
+                for j in 0..kernel {
+                    by_tap[(o * kernel + j) * inputs + i] =
+                        self.weight[(o * inputs + i) * kernel + j];
+                }
+            }
+        }
+        by_tap
     }
 }
 
@@ -122,7 +139,7 @@ pub trait Executor: Clone + Send + Sync + 'static {
     /// The last input rows of a convolution of one stream.
     type Tail: Send + Sync;
     /// Positions, windows and rotations of one step, shared by all layers.
-    type Plan;
+    type Plan<'a>;
 
     /// Name for logs: executor and device.
     fn name(&self) -> String;
@@ -170,13 +187,17 @@ pub trait Executor: Clone + Send + Sync + 'static {
     // Data movement.
 
     /// Uploads `[rows, width]`.
-    fn upload(&self, data: Vec<f32>, width: usize) -> Result<Self::Buffer>;
-    /// Downloads all values.
-    fn download(&self, x: &Self::Buffer) -> Result<Vec<f32>>;
+    fn upload(&self, data: &[f32], width: usize) -> Result<Self::Buffer>;
+    /// All values, borrowed where the buffer is in the host's memory.
+    fn values<'a>(&self, x: &'a Self::Buffer) -> Result<Cow<'a, [f32]>>;
+    /// All values, copied.
+    fn download(&self, x: &Self::Buffer) -> Result<Vec<f32>> {
+        Ok(self.values(x)?.into_owned())
+    }
     /// Reinterprets `[rows, width]` as rows of another width; free.
     fn reshape(&self, x: Self::Buffer, width: usize) -> Result<Self::Buffer>;
     /// Prepares what attention needs to know about the positions of this step.
-    fn plan(&self, plan: AttentionPlan) -> Result<Self::Plan>;
+    fn plan<'a>(&self, plan: AttentionPlan<'a>) -> Result<Self::Plan<'a>>;
 
     // Arithmetic.
 
@@ -209,7 +230,7 @@ pub trait Executor: Clone + Send + Sync + 'static {
         &self,
         qkv: &Self::Buffer,
         heads: Heads,
-        plan: &Self::Plan,
+        plan: &Self::Plan<'_>,
         streams: &mut [S],
         ring: impl Fn(&mut S) -> &mut Self::Ring,
     ) -> Result<Self::Buffer>;
@@ -236,6 +257,12 @@ pub trait Executor: Clone + Send + Sync + 'static {
     ) -> Result<Self::Buffer>;
     /// ELU with alpha 1.
     fn elu(&self, x: &Self::Buffer) -> Result<Self::Buffer>;
-    /// Nearest entry to every row (first on ties), whose value is subtracted from the row.
-    fn quantise(&self, residual: &mut Self::Buffer, codebook: &Self::Table) -> Result<Vec<u32>>;
+    /// Nearest entry to every row (first on ties), whose value is subtracted from the row; its
+    /// number goes to `codes`, `[rows]`.
+    fn quantise(
+        &self,
+        residual: &mut Self::Buffer,
+        codebook: &Self::Table,
+        codes: &mut [u32],
+    ) -> Result<()>;
 }

@@ -82,7 +82,7 @@ impl<E: Executor> Transformer<E> {
         &self,
         exec: &E,
         x: &mut E::Buffer,
-        (set, plan): (usize, &E::Plan),
+        (set, plan): (usize, &E::Plan<'_>),
         streams: &mut [S],
         ring: impl Fn(&mut S, usize) -> &mut E::Ring,
         memory: impl Fn(&S, usize) -> Option<&E::Ring>,

@@ -7,7 +7,7 @@ use super::BlockFormat;
 
 /// Lanes of partial sums in a dot product. Part of the definition of the result: element `i` is
 /// added to lane `i % LANES` in ascending order, then the lanes are summed pairwise.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 /// Rows of `x` that share one pass over a weight row.
 const BLOCK_ROWS: usize = 4;
 
@@ -236,8 +236,10 @@ mod avx2 {
     }
 }
 
-#[inline]
-fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+/// Pairwise sum. Compiled for the instruction set of the caller, into which it is inlined.
+#[allow(clippy::inline_always, reason = "callers are compiled for several instruction sets")]
+#[inline(always)]
+pub(crate) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
