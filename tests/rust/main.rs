@@ -31,3 +31,4 @@ mod snapshots;
 mod snapshots_forged;
 mod streaming;
 mod text;
+mod threads;

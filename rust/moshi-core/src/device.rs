@@ -22,7 +22,7 @@ pub enum Device {
 pub enum CpuExecutor {
     /// Packed weights, the processor's widest instructions, several threads: the default.
     Cpu {
-        /// Upper bound of threads; `None` is as many as the process may use.
+        /// Threads; `None` leaves the number to the executor, see [`Cpu::new`].
         threads: Option<usize>,
     },
     /// Plain slices, the reference: the same bits on every processor.

@@ -134,6 +134,7 @@ impl<E: Executor> SpeechEngine<E> {
             let have = mimi.num_codebooks();
             return refuse("n_q", config.num_codebooks, format!("the codec runs {have} codebooks"));
         }
+        exec.tune(&[lm.step_weights(), mimi.step_weights()].concat())?;
         Ok(Self { exec, mimi, lm, memory: Spare::default() })
     }
 

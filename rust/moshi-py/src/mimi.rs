@@ -42,8 +42,9 @@ impl Mimi {
     ///     window: Which past the streaming calls attend to: "moshi" is the rule of the
     ///         original's streaming, "exact" that of its offline mode, a number is a window of
     ///         that many positions (25 per second) everywhere.
-    ///     threads: Upper bound of threads per call, at least 1. None is as many as the process may
-    ///         use. Results do not depend on it.
+    ///     threads: Threads per call, at least 1. None measures when the model is loaded how many
+    ///         help, at most as many as the process may use, and gives way to other programs.
+    ///         Results do not depend on it.
     ///     parts: "both", or only the "encoder" or the "decoder".
     ///     device: "auto" or "cpu", which are the same here.
     ///

@@ -46,8 +46,9 @@ impl StreamingModel {
     ///         heads keep 8, embeddings 16).
     ///     kv_dtype: Storage of keys and values: "auto" or "f32".
     ///     seed: Seed of the default session; None draws one.
-    ///     threads: Upper bound of threads per step, at least 1. None is as many as the process may
-    ///         use. Results do not depend on it.
+    ///     threads: Threads per step, at least 1. None measures when the model is loaded how many
+    ///         help, at most as many as the process may use, and gives way to other programs.
+    ///         Results do not depend on it.
     ///     revision: Branch, tag or commit of a repository on the hub; None is "main".
     ///
     /// Returns:

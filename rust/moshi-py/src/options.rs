@@ -57,7 +57,7 @@ pub(crate) fn kv_dtype(name: &str) -> PyResult<()> {
     }
 }
 
-/// An upper bound of threads.
+/// A number of threads.
 pub(crate) fn threads(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<usize>> {
     match value.map(|value| whole::<usize>("threads", value)).transpose()? {
         Some(0) => Err(errors::input("threads", "0 is not at least 1")),

@@ -243,6 +243,10 @@ impl Executor for Candle {
         }
     }
 
+    fn threads(&self) -> usize {
+        if self.device.is_cpu() { moshi_kernels::pool::available_threads() } else { 1 }
+    }
+
     fn weight_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
         let storage = if self.device.is_cpu() { Storage::F32 } else { storage };
         storage.bytes_of(rows, cols)

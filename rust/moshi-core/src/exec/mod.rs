@@ -145,6 +145,13 @@ pub trait Executor: Clone + Send + Sync + 'static {
     fn name(&self) -> String;
     /// `cpu`, `cuda` or `metal`.
     fn device(&self) -> &'static str;
+    /// Threads that take part in a step at the moment.
+    fn threads(&self) -> usize;
+    /// Chooses what is chosen by measurement, such as the number of threads, given the weights
+    /// that a step reads.
+    fn tune(&self, _weights: &[&Self::Weight]) -> Result<()> {
+        Ok(())
+    }
     /// Bytes that [`Executor::weight`] takes for a matrix in a storage.
     fn weight_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
         storage.bytes_of(rows, cols)

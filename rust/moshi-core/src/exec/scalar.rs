@@ -89,6 +89,10 @@ impl Executor for Scalar {
         "cpu"
     }
 
+    fn threads(&self) -> usize {
+        1
+    }
+
     fn weight(&self, matrix: HostMatrix) -> Result<HostMatrix> {
         Ok(matrix)
     }

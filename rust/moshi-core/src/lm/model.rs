@@ -56,7 +56,9 @@ impl<E: Executor> LanguageModel<E> {
         options: &LmOptions,
     ) -> Result<Self> {
         let files = LmFiles::open(file, config, options.lora.as_ref())?;
-        Self::from_catalog(exec, &files.catalog(config)?, config, options)
+        let model = Self::from_catalog(exec, &files.catalog(config)?, config, options)?;
+        model.tune()?;
+        Ok(model)
     }
 
     /// Loads the weights of a catalogue, whose tensors must be exactly those of the config.
@@ -120,6 +122,19 @@ impl<E: Executor> LanguageModel<E> {
             config: config.clone(),
             scratch: Spare::default(),
         })
+    }
+
+    /// Lets the executor measure how to run this model best, see [`Executor::tune`].
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn tune(&self) -> Result<()> {
+        self.exec.tune(&self.step_weights())
+    }
+
+    /// The matrices that a step reads most of.
+    pub(crate) fn step_weights(&self) -> Vec<&E::Weight> {
+        self.temporal.weights().collect()
     }
 
     /// The config.

@@ -11,7 +11,7 @@ use crate::nn::Transformer;
 /// Weights of the decoder.
 pub(super) struct Decoder<E: Executor> {
     upsample: Conv<E>,
-    transformer: Transformer<E>,
+    pub(super) transformer: Transformer<E>,
     first: Conv<E>,
     stages: Vec<(Conv<E>, ResidualBlock<E>)>,
     last: Conv<E>,

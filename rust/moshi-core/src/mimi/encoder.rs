@@ -13,7 +13,7 @@ pub(super) struct Encoder<E: Executor> {
     first: Conv<E>,
     stages: Vec<(ResidualBlock<E>, Conv<E>)>,
     last: Conv<E>,
-    transformer: Transformer<E>,
+    pub(super) transformer: Transformer<E>,
     downsample: Conv<E>,
 }
 

@@ -10,6 +10,7 @@ use crate::checkpoint::{Catalog, Fingerprint, SourceFile, TensorFile, layout};
 use crate::config::MimiConfig;
 use crate::error::{Error, Result, check_finite};
 use crate::exec::{Executor, Rotary, RotaryStyle};
+use crate::nn::Transformer;
 use crate::scratch::{Scratch, Spare, Taken};
 
 /// Frames per call of the offline paths: amortises weight reads, bounds memory.
@@ -75,7 +76,9 @@ impl<E: Executor> Mimi<E> {
     ) -> Result<Self> {
         let file = TensorFile::open(file)?;
         let catalog = Catalog::mimi(&file, config.heads.query)?;
-        Self::from_catalog(exec, &catalog, config, options)
+        let codec = Self::from_catalog(exec, &catalog, config, options)?;
+        codec.tune()?;
+        Ok(codec)
     }
 
     /// Loads the weights of a catalogue, whose tensors must be exactly those of the config.
@@ -132,6 +135,21 @@ impl<E: Executor> Mimi<E> {
             config,
             scratch: Spare::default(),
         })
+    }
+
+    /// Lets the executor measure how to run this codec best, see [`Executor::tune`].
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn tune(&self) -> Result<()> {
+        self.exec.tune(&self.step_weights())
+    }
+
+    /// The matrices that a step reads most of.
+    pub(crate) fn step_weights(&self) -> Vec<&E::Weight> {
+        let encoder = self.encoder.iter().map(|encoder| &encoder.transformer);
+        let decoder = self.decoder.iter().map(|decoder| &decoder.transformer);
+        encoder.chain(decoder).flat_map(Transformer::weights).collect()
     }
 
     /// The config, with the window in force as `context`.

@@ -291,7 +291,7 @@ impl PackedMatrix {
 /// Calls `work` with every number below `units`, in parts for the threads of the pool where `cost`,
 /// roughly bytes, is worth waking them.
 pub(crate) fn split(pool: &Pool, units: usize, cost: usize, work: &(dyn Fn(usize) + Sync)) {
-    if pool.threads() == 1 || cost < LEAST_SHARED {
+    if pool.capacity() == 1 || cost < LEAST_SHARED {
         (0..units).for_each(work);
         return;
     }

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use moshi_core::CpuExecutor;
 use moshi_core::checkpoint::{Catalog, RandomWidth, Repo, TensorFile, layout};
 use moshi_core::config::{ConditionerKind, LmConfig, MimiConfig};
 use moshi_core::engine::{Engine, Frame, Slot, SpeechEngine, StreamState};
@@ -15,10 +14,9 @@ use moshi_core::mimi::{DecoderState, Mimi, MimiMemory, MimiOptions, MimiParts, M
 use moshi_core::scratch::Scratch;
 use moshi_core::stages::{Noise, Stage, StageListener, Traffic};
 use moshi_core::with_executor;
-use moshi_kernels::pool::available_threads;
 
 use crate::hub;
-use crate::options::{BenchArgs, ComputeArgs};
+use crate::options::BenchArgs;
 use crate::output::Result;
 
 /// Positions of a voice in the public text-to-speech models: five recordings of ten seconds.
@@ -30,6 +28,8 @@ pub(super) struct Subject {
     /// True when no file was read.
     pub(super) random: bool,
     pub(super) executor: String,
+    /// Of a step, when it was loaded.
+    pub(super) threads: usize,
     pub(super) dtype: &'static str,
     pub(super) frame_ms: f64,
     pub(super) load_seconds: f64,
@@ -50,15 +50,6 @@ trait Rig {
         frames: &mut Vec<Frame>,
         listener: &mut dyn StageListener,
     ) -> moshi_core::Result<()>;
-}
-
-/// Threads of a step with these options.
-pub(super) fn threads(compute: &ComputeArgs) -> usize {
-    match compute.cpu_executor() {
-        CpuExecutor::Scalar => 1,
-        CpuExecutor::Candle => available_threads(),
-        CpuExecutor::Cpu { threads } => threads.map_or(usize::MAX, |n| n).min(available_threads()),
-    }
 }
 
 impl Subject {
@@ -140,12 +131,14 @@ impl Subject {
             let engine = Box::new(SpeechEngine::new(exec.clone(), mimi, lm)?);
             Box::new(EngineRig::new(engine, args.sessions, sampling, &stream)?)
         } else {
+            lm.tune()?;
             Box::new(SynthesisRig::new(lm, mimi, args.sessions, sampling, &stream)?)
         };
         Ok(Self {
             name,
             random,
             executor: exec.name(),
+            threads: exec.threads(),
             dtype: memory.dtype.name(),
             frame_ms: 1e3 / mimi_config.frame_rate_hz(),
             load_seconds: start.elapsed().as_secs_f64(),

@@ -5,6 +5,7 @@
 //! activations. Memory of activations is used again from step to step.
 
 mod memory;
+mod tuning;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -33,6 +34,8 @@ pub struct Cpu(Arc<Shared>);
 struct Shared {
     kernels: Kernels,
     pool: Pool,
+    /// The number of threads is to be measured.
+    tunes: bool,
     arena: Arena,
     memory: Arc<Memory>,
 }
@@ -53,7 +56,9 @@ pub struct Conv {
 }
 
 impl Cpu {
-    /// An executor of `threads` threads, as many as this process may use when `None`.
+    /// An executor of `threads` threads, at most 16 or as many as this process may use. `None` leaves the number to it: as many as this process
+    /// may use, until [`Executor::tune`] has measured how many help; then those, as long as other
+    /// programs leave them the processors.
     ///
     /// # Errors
     /// [`Error::Device`] when `MOSHI_RS_ISA` names what this processor does not have.
@@ -67,7 +72,8 @@ impl Cpu {
         let available = available_threads();
         Some(Self(Arc::new(Shared {
             kernels: Kernels::new(isa)?,
-            pool: Pool::new(threads.map_or(available, |threads| threads.min(available))),
+            pool: Pool::new(threads.map_or(available, |n| n.min(available.max(MOST_ASKED)))),
+            tunes: threads.is_none(),
             arena: Arena::default(),
             memory: Arc::default(),
         })))
@@ -76,11 +82,6 @@ impl Cpu {
     /// Instruction set in use.
     pub fn isa(&self) -> Isa {
         self.0.kernels.isa()
-    }
-
-    /// Threads of a step.
-    pub fn threads(&self) -> usize {
-        self.0.pool.threads()
     }
 
     fn on(&self) -> (Kernels, &Pool) {
@@ -103,6 +104,9 @@ impl Cpu {
         weight.multiply_rounded(self.on(), &rounded, store, y);
     }
 }
+
+/// A caller may have this many threads on machines with fewer processors, where they gain nothing.
+const MOST_ASKED: usize = 16;
 
 fn no_memory(error: &std::io::Error) -> Error {
     let advice = "choose a dtype of fewer bits or a smaller model";
@@ -142,6 +146,17 @@ impl Executor for Cpu {
 
     fn device(&self) -> &'static str {
         "cpu"
+    }
+
+    fn threads(&self) -> usize {
+        self.0.pool.threads()
+    }
+
+    fn tune(&self, weights: &[&PackedMatrix]) -> Result<()> {
+        if self.0.tunes && self.0.pool.capacity() > 1 {
+            tuning::tune(self, weights);
+        }
+        Ok(())
     }
 
     fn weight_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
