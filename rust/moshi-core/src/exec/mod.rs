@@ -167,6 +167,11 @@ pub trait Executor: Clone + Send + Sync + 'static {
 
     /// Takes a matrix over, keeping its storage where the device can multiply it.
     fn weight(&self, matrix: HostMatrix) -> Result<Self::Weight>;
+    /// As [`Executor::weight`], after [`HostMatrix::store`]; `None` when the values or the width do
+    /// not fit that storage.
+    fn weight_in(&self, matrix: HostMatrix, storage: Storage) -> Result<Option<Self::Weight>> {
+        matrix.store(storage).map(|matrix| self.weight(matrix)).transpose()
+    }
     /// Stores per-channel values.
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
     /// Takes over rows to look up; codebooks that are searched are in f32.

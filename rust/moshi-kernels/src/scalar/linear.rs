@@ -23,6 +23,24 @@ pub enum MatrixRef<'a> {
 }
 
 impl MatrixRef<'_> {
+    /// Row `row` of rows of `cols` values, as floats.
+    ///
+    /// # Panics
+    /// If there is no such row, or blocks are not those of whole rows: bugs of the caller.
+    pub fn row(self, row: usize, cols: usize, out: &mut [f32]) {
+        let range = row * cols..(row + 1) * cols;
+        match self {
+            Self::F32(values) => out.copy_from_slice(&values[range]),
+            Self::Bf16(values) => {
+                out.iter_mut().zip(&values[range]).for_each(|(out, value)| *out = value.to_f32());
+            }
+            Self::Blocks(format, bytes) => {
+                let row_bytes = format.bytes_of(cols).expect("rows are whole blocks");
+                format.decode(&bytes[row * row_bytes..(row + 1) * row_bytes], out);
+            }
+        }
+    }
+
     /// Number of stored values.
     pub fn len(&self) -> usize {
         match self {

@@ -84,6 +84,11 @@ impl Cpu {
         self.0.kernels.isa()
     }
 
+    /// Memory and threads to pack with.
+    fn packer(&self) -> (&Arena, &Pool) {
+        (&self.0.arena, &self.0.pool)
+    }
+
     fn on(&self) -> (Kernels, &Pool) {
         (self.0.kernels, &self.0.pool)
     }
@@ -172,8 +177,21 @@ impl Executor for Cpu {
     }
 
     fn weight(&self, matrix: HostMatrix) -> Result<PackedMatrix> {
-        PackedMatrix::pack(&self.0.arena, matrix.rows, matrix.cols, matrix.as_ref())
+        PackedMatrix::pack_on(self.packer(), matrix.rows, matrix.cols, matrix.as_ref())
             .map_err(|e| no_memory(&e))
+    }
+
+    fn weight_in(&self, matrix: HostMatrix, storage: Storage) -> Result<Option<PackedMatrix>> {
+        let HostMatrix { rows, cols, .. } = matrix;
+        match storage {
+            Storage::Blocks(format)
+                if storage != matrix.storage() && format.bytes_of(cols).is_some() =>
+            {
+                PackedMatrix::pack_rounded(self.packer(), rows, cols, matrix.as_ref(), format)
+                    .map_err(|e| no_memory(&e))
+            }
+            _ => matrix.store(storage).map(|matrix| self.weight(matrix)).transpose(),
+        }
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
@@ -470,7 +488,7 @@ impl Cpu {
         let norms = values.chunks_exact(codebook.cols).map(|row| scalar::dot(row, row) / 2.0);
         let norms = norms.collect();
         let packed =
-            PackedMatrix::pack(&self.0.arena, codebook.rows, codebook.cols, codebook.as_ref())
+            PackedMatrix::pack_on(self.packer(), codebook.rows, codebook.cols, codebook.as_ref())
                 .map_err(|e| no_memory(&e))?;
         Ok((packed, norms))
     }
