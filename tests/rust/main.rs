@@ -11,6 +11,7 @@ mod allocations;
 mod batching;
 mod bench;
 mod cli;
+mod codec_modes;
 mod devices;
 mod few_bits;
 mod formats;

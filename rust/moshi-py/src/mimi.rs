@@ -21,7 +21,7 @@ pub(crate) type Codec = moshi_core::mimi::Mimi<Cpu>;
 /// Mimi, the streaming audio codec: 24 kHz audio to 12.5 frames of tokens per second and back.
 ///
 /// Whole recordings go through ``encode`` and ``decode``; ``stream`` gives an object that takes
-/// one frame of 80 ms at a time. Weights are f32 and run on the CPU.
+/// one frame of 80 ms at a time. It runs on the CPU.
 #[pyclass(frozen, module = "moshi_rs")]
 pub(crate) struct Mimi {
     codec: Arc<Codec>,
@@ -38,7 +38,8 @@ impl Mimi {
     ///         else that of the public Mimi. None is the codec of the model in the box.
     ///     num_codebooks: Codebooks to use, 1 to those stored. Codes of the first ones do not
     ///         depend on how many are used.
-    ///     mode: "exact": f32 weights. ("fast" is reserved.)
+    ///     mode: "exact": f32 weights. "fast": bf16 weights, which halves what a frame reads;
+    ///         codebooks stay in f32, and few codes differ.
     ///     window: Which past the streaming calls attend to: "moshi" is the rule of the
     ///         original's streaming, "exact" that of its offline mode, a number is a window of
     ///         that many positions (25 per second) everywhere.

@@ -28,6 +28,8 @@ pub use moshi_kernels::scalar::{BlockFormat, Heads};
 use std::borrow::Cow;
 use std::ops::Range;
 
+use half::bf16;
+
 use crate::error::Result;
 
 /// A causal convolution on the host.
@@ -45,9 +47,31 @@ pub struct HostConv {
     pub weight: Vec<f32>,
     /// `[output]`.
     pub bias: Option<Vec<f32>>,
+    /// In what the weights may be kept without another rounding: f32, or bf16 where they are all
+    /// such numbers.
+    pub storage: Storage,
 }
 
 impl HostConv {
+    /// A convolution with weights `[output, input, tap]` of these sizes.
+    pub fn new(
+        [outputs, inputs, kernel]: [usize; 3],
+        stride: usize,
+        weight: Vec<f32>,
+        bias: Option<Vec<f32>>,
+    ) -> Self {
+        Self { outputs, inputs, kernel, stride, weight, bias, storage: Storage::F32 }
+    }
+
+    /// The convolution with weights rounded to a storage of floats.
+    pub fn store(mut self, storage: Storage) -> Self {
+        if storage == Storage::Bf16 {
+            self.weight.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
+            self.storage = storage;
+        }
+        self
+    }
+
     /// Positions of the past that the convolution sees: `kernel - stride`.
     pub fn history(&self) -> usize {
         self.kernel - self.stride

@@ -119,7 +119,7 @@ impl Executor for Scalar {
 
     fn conv(&self, conv: HostConv) -> Result<Conv> {
         let weight = conv.by_tap();
-        let HostConv { outputs, inputs, kernel, stride, weight: _, bias } = conv;
+        let HostConv { outputs, inputs, kernel, stride, bias, .. } = conv;
         Ok(Conv { inputs, outputs, kernel, stride, weight, bias })
     }
 

@@ -1,13 +1,13 @@
 //! Bytes that a codec takes, known before anything is allocated.
 
-use super::model::{MimiOptions, MimiParts};
+use super::model::{MimiMode, MimiOptions, MimiParts};
 use crate::checkpoint::layout;
 use crate::config::MimiConfig;
 
 /// Bytes that a codec takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MimiMemory {
-    /// Its weights, in f32.
+    /// Its weights.
     pub weight_bytes: u64,
     /// Keys and values of one stream.
     pub stream_bytes: u64,
@@ -33,7 +33,13 @@ impl MimiMemory {
             let value_bytes = size_of::<f32>() as u64;
             sizes.iter().fold(value_bytes, |bytes, &size| bytes.saturating_mul(size as u64))
         };
-        let weight_bytes = used.map(|tensor| bytes_of(&tensor.shapes[0]));
+        let weight_bytes = used.map(|tensor| {
+            let bytes = bytes_of(&tensor.shapes[0]);
+            let halved = options.mode == MimiMode::Fast
+                && tensor.shapes[0].len() > 1
+                && !tensor.name.ends_with("embedding_sum");
+            if halved { bytes / 2 } else { bytes }
+        });
         let sides = if options.parts == MimiParts::Both { 2 } else { 1 };
         let window = options.window.unwrap_or(config.context);
         Self {

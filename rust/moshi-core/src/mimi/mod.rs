@@ -16,7 +16,7 @@ mod traffic;
 mod window;
 
 pub use memory::MimiMemory;
-pub use model::{Mimi, MimiOptions, MimiParts};
+pub use model::{Mimi, MimiMode, MimiOptions, MimiParts};
 pub use state::{DecoderState, EncoderState};
 pub use traffic::MimiTraffic;
 pub use window::Window;

@@ -9,7 +9,7 @@ use super::window::{Positions, Window};
 use crate::checkpoint::{Catalog, Fingerprint, SourceFile, TensorFile, layout};
 use crate::config::MimiConfig;
 use crate::error::{Error, Result, check_finite};
-use crate::exec::{Executor, Rotary, RotaryStyle};
+use crate::exec::{Executor, Rotary, RotaryStyle, Storage};
 use crate::nn::Transformer;
 use crate::scratch::{Scratch, Spare, Taken};
 
@@ -28,6 +28,27 @@ pub enum MimiParts {
     Decoder,
 }
 
+/// How a codec keeps its weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MimiMode {
+    /// In f32: codes are those of the original.
+    #[default]
+    Exact,
+    /// Convolutions, transformers and projections in bf16, which halves what a frame reads;
+    /// codebooks and arithmetic stay in f32. Few codes of the first codebook differ.
+    Fast,
+}
+
+impl MimiMode {
+    /// Storage of the weights that multiply.
+    pub(super) fn storage(self) -> Storage {
+        match self {
+            Self::Exact => Storage::F32,
+            Self::Fast => Storage::Bf16,
+        }
+    }
+}
+
 /// How to load a codec.
 #[derive(Clone, Copy, Debug)]
 pub struct MimiOptions {
@@ -39,11 +60,19 @@ pub struct MimiOptions {
     pub window: Option<usize>,
     /// Window of the streaming paths equals that of the offline ones.
     pub exact: bool,
+    /// Storage of the weights.
+    pub mode: MimiMode,
 }
 
 impl Default for MimiOptions {
     fn default() -> Self {
-        Self { num_codebooks: 8, parts: MimiParts::Both, window: None, exact: false }
+        Self {
+            num_codebooks: 8,
+            parts: MimiParts::Both,
+            window: None,
+            exact: false,
+            mode: MimiMode::default(),
+        }
     }
 }
 
@@ -106,7 +135,7 @@ impl<E: Executor> Mimi<E> {
             _ => offline_window,
         };
         catalog.check(&layout::mimi(config))?;
-        let loader = Loader { exec, catalog, config };
+        let loader = Loader { exec, catalog, config, mode: options.mode };
         let (encode, decode) =
             (options.parts != MimiParts::Decoder, options.parts != MimiParts::Encoder);
         let mut config = config.clone();
@@ -130,7 +159,10 @@ impl<E: Executor> Mimi<E> {
             quantizer,
             fingerprint: Fingerprint::of(
                 &catalog.files(),
-                &[&format!("{config:?} {num_codebooks} {streaming_window:?}")],
+                &[&match options.mode {
+                    MimiMode::Exact => format!("{config:?} {num_codebooks} {streaming_window:?}"),
+                    mode => format!("{config:?} {num_codebooks} {streaming_window:?} {mode:?}"),
+                }],
             ),
             config,
             scratch: Spare::default(),

@@ -204,8 +204,9 @@ impl Executor for Cpu {
 
     fn conv(&self, conv: HostConv) -> Result<Conv> {
         let by_tap = conv.by_tap();
-        let HostConv { outputs, inputs, kernel, stride, weight: _, bias } = conv;
-        let weight = self.weight(HostMatrix::floats(outputs, kernel * inputs, by_tap))?;
+        let HostConv { outputs, inputs, kernel, stride, bias, storage, .. } = conv;
+        let weight = HostMatrix::floats(outputs, kernel * inputs, by_tap);
+        let weight = self.weight(weight.store(storage).expect("any width fits floats"))?;
         Ok(Conv { inputs, outputs, stride, weight, bias })
     }
 
