@@ -226,11 +226,13 @@ def test_windows_differ_once_they_are_full(mimi: moshi_rs.Mimi, codec_pcm: Array
         stream = codec.stream()
         return np.concatenate([stream.decode_step(column) for column in codes.T])
 
+    # Attention sums over past positions in two parts where its ring wraps around, and rings of
+    # streaming and of whole recordings differ in size: equal up to the rounding of those sums.
     exact = moshi_rs.Mimi.load(path, window="exact")
-    np.testing.assert_array_equal(streamed(exact), exact.decode(codes))
+    np.testing.assert_allclose(streamed(exact), exact.decode(codes), rtol=0, atol=1e-4)
     assert np.any(streamed(mimi) != streamed(exact))
     wide = moshi_rs.Mimi.load(path, window=251)
-    np.testing.assert_array_equal(streamed(wide), wide.decode(codes))
+    np.testing.assert_allclose(streamed(wide), wide.decode(codes), rtol=0, atol=1e-4)
     assert np.any(wide.decode(codes) != exact.decode(codes))
 
 

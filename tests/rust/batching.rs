@@ -139,15 +139,20 @@ fn every_draw_has_its_own_number<E: Executor>(exec: &E) {
     let sampling = Sampling { temperature: 1.3, text_temperature: 0.9, top_k: 11, top_k_text: 17 };
     let seed = 0xfeed_0123_4567_89ab;
     let rng = CounterRng::new(seed);
+    let mut order = [0; 64];
     for call in 0..20 {
         let output = step(&lm, &mut state, call, (&sampling, seed), &mut NoHooks);
         let number = |stream| rng.uniform(call as u64, stream);
-        let text = sample(&output.text_logits, 0.9, 17, number(0));
+        let text = sample(&output.text_logits, 0.9, 17, number(0), &mut order);
         assert_eq!(output.text_token, text as i64, "text of call {call}");
         let logits = &output.trace.unwrap().depth_logits;
         assert_eq!(logits.len(), output.audio_tokens.len());
         for (k, (logits, token)) in (1..).zip(logits.iter().zip(&output.audio_tokens)) {
-            assert_eq!(*token, sample(&logits[0], 1.3, 11, number(k)) as i64, "stream {k}");
+            assert_eq!(
+                *token,
+                sample(&logits[0], 1.3, 11, number(k), &mut order) as i64,
+                "stream {k}"
+            );
         }
     }
 }

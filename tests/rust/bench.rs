@@ -43,7 +43,9 @@ fn full_streams_step<E: Executor>(exec: &E) {
                 hooks: &mut NoHooks,
                 trace: false,
             };
-            let output = lm.step_observed(&mut [slot], &mut heard).unwrap().remove(0);
+            let mut outputs = Vec::new();
+            lm.step_into(&mut [slot], &mut outputs, &mut heard).unwrap();
+            let output = outputs.remove(0);
             assert_eq!(heard.0, [Stage::Temporal, Stage::Depth]);
             assert!(output.row.is_some(), "delays are over");
             assert!(output.text_logits.iter().all(|logit| logit.is_finite()));

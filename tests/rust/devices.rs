@@ -6,7 +6,7 @@ use moshi_core::{CpuExecutor, Device, Error};
 
 /// Name of the executor, or device and reason of the error.
 fn open(device: Device) -> Result<String, (String, String)> {
-    match device.open(CpuExecutor::Scalar) {
+    match device.open(CpuExecutor::default()) {
         Ok(AnyExecutor::Scalar(exec)) => Ok(exec.name()),
         Ok(AnyExecutor::Candle(exec)) => Ok(exec.name()),
         Ok(AnyExecutor::Cpu(exec)) => Ok(exec.name()),
@@ -27,7 +27,7 @@ fn assert_names_the_build(device: Device, features: &str) {
 
 #[test]
 fn the_processor_always_opens() {
-    assert!(open(Device::Cpu).unwrap().starts_with("scalar"));
+    assert!(open(Device::Cpu).unwrap().starts_with("cpu ("));
     let candle = Device::Cpu.open(CpuExecutor::Candle).unwrap();
     assert!(matches!(candle, AnyExecutor::Candle(exec) if exec.device() == "cpu"));
     let packed = Device::Cpu.open(CpuExecutor::Cpu { threads: Some(1) }).unwrap();

@@ -98,7 +98,7 @@ fn a_model_speaks_as_from_its_folder_and_the_token_stays_with_the_hub() {
         (opened.label(), opened.config_file()),
         (REPO.into(), format!("{REPO}/config.json"))
     );
-    let model = Model::from_repo(&Scalar, &opened, &LoadOptions::default(), &NoObserver).unwrap();
+    let model = Model::open(&opened, &LoadOptions::default(), &NoObserver).unwrap();
     assert_eq!(model.fingerprint(), folder.fingerprint());
     assert_eq!(speak(&model), speak(&folder));
 

@@ -7,9 +7,11 @@
 #[macro_use]
 mod support;
 
+mod allocations;
 mod batching;
 mod bench;
 mod cli;
+mod codec_modes;
 mod devices;
 mod few_bits;
 mod formats;
@@ -30,3 +32,4 @@ mod snapshots;
 mod snapshots_forged;
 mod streaming;
 mod text;
+mod threads;

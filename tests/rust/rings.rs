@@ -3,6 +3,7 @@
 
 use moshi_core::exec::{AttentionPlan, Executor, Heads, KeyStorage, Rotary, RotaryStyle};
 use moshi_core::lm::{LmOutput, LmStreamOptions, Sampling};
+use moshi_core::scratch::Scratch;
 use safetensors::Dtype;
 
 use crate::support::history;
@@ -67,12 +68,13 @@ fn ring_of_the_window_equals_a_ring_of_everything<E: Executor>(exec: &E) {
             let active = if round % 3 == 2 { 1 } else { 2 };
             let mut active: Vec<&mut Past<E>> = streams.iter_mut().take(active).collect();
             let rows = dice.units(active.len() * time * HEADS.fused_width());
-            let starts = active.iter().map(|past| past.keys.len() as u64).collect();
-            let plan = AttentionPlan::new(starts, time, Some(&rotary), |p| {
+            let starts: Vec<u64> = active.iter().map(|past| past.keys.len() as u64).collect();
+            let scratch = Scratch::default();
+            let plan = AttentionPlan::new(&scratch, &starts, time, Some(&rotary), |p| {
                 (p + 1).saturating_sub(CONTEXT as u64)
             });
             let plan = exec.plan(plan).unwrap();
-            let qkv = exec.upload(rows.clone(), HEADS.fused_width()).unwrap();
+            let qkv = exec.upload(&rows, HEADS.fused_width()).unwrap();
             let small =
                 exec.self_attention(&qkv, HEADS, &plan, &mut active, |s| &mut s.window).unwrap();
             let large = exec

@@ -67,11 +67,29 @@ pub(crate) struct ComputeArgs {
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     pub(crate) device: DeviceArg,
     /// Implementation on the CPU.
-    #[arg(long, value_enum, default_value_t = ExecutorArg::Scalar)]
+    #[arg(long, value_enum, default_value_t = ExecutorArg::Cpu)]
     pub(crate) executor: ExecutorArg,
-    /// Upper bound of threads, at least 1. The scalar executor uses one.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) threads: Option<u16>,
+    /// Threads that compute: a number, at least 1, or auto, which measures at load how many help
+    /// and gives way to other programs. Results do not depend on it. The scalar executor uses one.
+    #[arg(long, default_value = "auto", value_parser = parse_threads)]
+    pub(crate) threads: ThreadsArg,
+}
+
+/// How many threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ThreadsArg {
+    Auto,
+    Exactly(u16),
+}
+
+fn parse_threads(text: &str) -> Result<ThreadsArg, String> {
+    match text.parse() {
+        Ok(0) | Err(_) if text != "auto" => {
+            Err(format!("a number from 1 to {}, or auto", u16::MAX))
+        }
+        Ok(count) => Ok(ThreadsArg::Exactly(count)),
+        Err(_) => Ok(ThreadsArg::Auto),
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -88,12 +106,12 @@ pub(crate) enum DeviceArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ExecutorArg {
-    /// Plain loops; a session's result does not depend on others, bit for bit.
+    /// Packed weights, the processor's widest instructions, several threads: the fastest.
+    Cpu,
+    /// Plain loops, the reference: the same bits on every processor.
     Scalar,
     /// Candle tensors.
     Candle,
-    /// Packed weights, the processor's widest instructions, several threads: the fastest.
-    Cpu,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -137,7 +155,12 @@ impl ComputeArgs {
         match self.executor {
             ExecutorArg::Scalar => CpuExecutor::Scalar,
             ExecutorArg::Candle => CpuExecutor::Candle,
-            ExecutorArg::Cpu => CpuExecutor::Cpu { threads: self.threads.map(usize::from) },
+            ExecutorArg::Cpu => CpuExecutor::Cpu {
+                threads: match self.threads {
+                    ThreadsArg::Auto => None,
+                    ThreadsArg::Exactly(count) => Some(count.into()),
+                },
+            },
         }
     }
 }

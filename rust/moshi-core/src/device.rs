@@ -18,18 +18,23 @@ pub enum Device {
 }
 
 /// Which implementation of the operations runs on the CPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuExecutor {
-    /// Plain slices; results do not depend on batch mates.
-    #[default]
+    /// Packed weights, the processor's widest instructions, several threads: the default.
+    Cpu {
+        /// Threads; `None` leaves the number to the executor, see [`Cpu::new`].
+        threads: Option<usize>,
+    },
+    /// Plain slices, the reference: the same bits on every processor.
     Scalar,
     /// Candle tensors.
     Candle,
-    /// Packed weights, the processor's widest instructions, several threads.
-    Cpu {
-        /// Upper bound of threads; `None` is as many as the process may use.
-        threads: Option<usize>,
-    },
+}
+
+impl Default for CpuExecutor {
+    fn default() -> Self {
+        Self::Cpu { threads: None }
+    }
 }
 
 /// An executor of either kind; [`with_executor!`](crate::with_executor) takes it apart.

@@ -10,10 +10,11 @@ use crate::config::{ConditionerKind, LmConfig};
 use crate::error::{Error, Result};
 use crate::exec::Executor;
 use crate::lm::{
-    Condition, Conditions, LanguageModel, LmSlot, LmState, LmStreamOptions, NoHooks, Sampling,
-    ZERO_TOKEN,
+    Condition, Conditions, LanguageModel, LmOutput, LmSlot, LmState, LmStreamOptions, NoHooks,
+    Sampling, ZERO_TOKEN,
 };
 use crate::mimi::{DecoderState, EncoderState, Mimi};
+use crate::scratch::{Scratch, Spare};
 use crate::snapshot::{Reader, Writer};
 use crate::stages::{Noise, Stage, StageListener};
 
@@ -33,7 +34,7 @@ pub struct Slot<'a> {
 }
 
 /// What a step gives for one stream.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Frame {
     /// Codes of the user's frame, one per codebook; empty for models that hear nothing.
     pub user_codes: Vec<u32>,
@@ -62,14 +63,20 @@ pub trait Engine: Send + Sync {
     fn fill(&self, state: &mut StreamState, noise: &mut Noise) -> Result<()>;
     /// Steps every slot as one batch. All inputs are checked before anything changes.
     fn step(&self, slots: &mut [Slot<'_>]) -> Result<Vec<Frame>> {
-        self.step_observed(slots, &mut ())
+        let mut frames = Vec::new();
+        self.step_into(slots, &mut frames, &mut ())?;
+        Ok(frames)
     }
-    /// As [`Engine::step`], telling `listener` when a stage ends.
-    fn step_observed(
+    /// As [`Engine::step`], replacing what `frames` holds, whose memory is used again, and telling
+    /// `listener` when a stage ends. On the executor of the CPU, a step with as many slots as an
+    /// earlier one allocates nothing once the streams' delays are filled. After an error, `frames`
+    /// means nothing.
+    fn step_into(
         &self,
         slots: &mut [Slot<'_>],
+        frames: &mut Vec<Frame>,
         listener: &mut dyn StageListener,
-    ) -> Result<Vec<Frame>>;
+    ) -> Result<()>;
     /// Appends a stream to a snapshot.
     fn write_state(&self, state: &StreamState, writer: &mut Writer) -> Result<()>;
     /// Takes a stream from a snapshot.
@@ -81,6 +88,16 @@ pub struct SpeechEngine<E: Executor> {
     exec: E,
     mimi: Mimi<E>,
     lm: LanguageModel<E>,
+    memory: Spare<Memory>,
+}
+
+/// What a step needs beside the streams.
+#[derive(Default)]
+struct Memory {
+    scratch: Scratch,
+    codes: Vec<u32>,
+    outputs: Vec<LmOutput>,
+    pcm: Vec<f32>,
 }
 
 struct SpeechState<E: Executor> {
@@ -117,7 +134,8 @@ impl<E: Executor> SpeechEngine<E> {
             let have = mimi.num_codebooks();
             return refuse("n_q", config.num_codebooks, format!("the codec runs {have} codebooks"));
         }
-        Ok(Self { exec, mimi, lm })
+        exec.tune(&[lm.step_weights(), mimi.step_weights()].concat())?;
+        Ok(Self { exec, mimi, lm, memory: Spare::default() })
     }
 
     fn state(state: &StreamState) -> Result<&SpeechState<E>> {
@@ -132,30 +150,37 @@ impl<E: Executor> SpeechEngine<E> {
         self.lm.config().num_generated > 0
     }
 
-    /// Encodes the user's frames, `[slot][codebook]`.
-    fn listen(&self, states: &mut [&mut SpeechState<E>], slots: &[&[f32]]) -> Result<Vec<u32>> {
-        let pcm = slots.concat();
-        let mut encoders: Vec<&mut EncoderState<E>> =
-            states.iter_mut().map(|state| &mut state.encoder).collect();
-        self.mimi.encode_step(&mut encoders, &pcm)
-    }
-
-    /// Decodes the frames that are complete.
-    fn speak(&self, states: &mut [&mut SpeechState<E>], frames: &mut [Frame]) -> Result<()> {
-        let mut codes = Vec::new();
-        let mut decoders = Vec::new();
-        let mut speaking = Vec::new();
-        for (state, frame) in states.iter_mut().zip(frames) {
-            frame.pcm = vec![0.0; self.frame_samples()];
-            let (Some(row), Some(decoder)) = (&frame.row, &mut state.decoder) else { continue };
-            // Sampled tokens are codes; only a hook could put a marker here.
-            codes.extend(row[1..].iter().map(|&token| token.max(0) as u32));
-            decoders.push(decoder);
-            speaking.push(frame);
-        }
-        let pcm = self.mimi.decode_step(&mut decoders, &codes)?;
-        for (frame, pcm) in speaking.into_iter().zip(pcm.chunks_exact(self.frame_samples())) {
-            frame.pcm.copy_from_slice(pcm);
+    /// Decodes the frames that are complete, `pcm` in between; others are silent.
+    fn speak(
+        &self,
+        scratch: &Scratch,
+        states: &mut [(&mut SpeechState<E>, &Sampling, u64)],
+        frames: &mut [Frame],
+        pcm: &mut Vec<f32>,
+    ) -> Result<()> {
+        let samples = self.frame_samples();
+        let speaks =
+            |state: &SpeechState<E>, frame: &Frame| frame.row.is_some() && state.decoder.is_some();
+        let speaking = states.iter().zip(&*frames).filter(|((s, ..), f)| speaks(s, f)).count();
+        let rows = states.iter().zip(&*frames).filter(|((s, ..), f)| speaks(s, f));
+        // Sampled tokens are codes; only a hook could put a marker here.
+        let codes = rows
+            .flat_map(|(_, frame)| frame.row.iter().flat_map(|row| &row[1..]))
+            .map(|&token| token.max(0) as u32);
+        let codes = scratch.list(speaking * self.lm.config().num_generated, codes);
+        let decoders = states
+            .iter_mut()
+            .zip(&*frames)
+            .filter_map(|((state, ..), frame)| frame.row.as_ref().and(state.decoder.as_mut()));
+        self.mimi.decode_step_into(scratch.list(speaking, decoders), codes, pcm)?;
+        let mut pcm = pcm.chunks_exact(samples);
+        for ((state, ..), frame) in states.iter().zip(frames) {
+            let spoken = if speaks(state, frame) { pcm.next() } else { None };
+            frame.pcm.clear();
+            match spoken {
+                Some(spoken) => frame.pcm.extend_from_slice(spoken),
+                None => frame.pcm.resize(samples, 0.0),
+            }
         }
         Ok(())
     }
@@ -216,51 +241,60 @@ impl<E: Executor> Engine for SpeechEngine<E> {
         self.lm.fill(lm, noise)
     }
 
-    fn step_observed(
+    fn step_into(
         &self,
         slots: &mut [Slot<'_>],
+        frames: &mut Vec<Frame>,
         listener: &mut dyn StageListener,
-    ) -> Result<Vec<Frame>> {
-        let pcm: Vec<&[f32]> = slots.iter().map(|slot| slot.pcm).collect();
-        let settings: Vec<(&Sampling, u64)> = slots.iter().map(|s| (s.sampling, s.seed)).collect();
-        let mut states =
-            slots.iter_mut().map(|slot| Self::state_mut(slot.state)).collect::<Result<Vec<_>>>()?;
-        if states.is_empty() {
-            return Ok(Vec::new());
+    ) -> Result<()> {
+        frames.resize_with(slots.len(), Frame::default);
+        for slot in &*slots {
+            Self::state(slot.state)?;
         }
-        let codes = self.listen(&mut states, &pcm)?;
-        listener.ended(Stage::Encode);
-        let codebooks = self.mimi.num_codebooks();
-        let tokens: Vec<i64> = codes.iter().map(|&code| code.into()).collect();
+        if slots.is_empty() {
+            return Ok(());
+        }
+        let count = slots.len();
+        let mut memory = self.memory.take();
+        memory.scratch.reset();
+        let Memory { scratch, codes, outputs, pcm } = &mut *memory;
 
-        let mut hooks: Vec<NoHooks> = settings.iter().map(|_| NoHooks).collect();
-        let mut lm_slots: Vec<LmSlot<'_, E>> = states
-            .iter_mut()
-            .zip(tokens.chunks_exact(codebooks))
-            .zip(&settings)
-            .zip(&mut hooks)
-            .map(|(((state, user_tokens), &(sampling, seed)), hooks)| LmSlot {
+        let samples = slots.iter().map(|slot| slot.pcm.len()).sum();
+        let heard = scratch.list(samples, slots.iter().flat_map(|slot| slot.pcm).copied());
+        let states = slots.iter_mut().map(|slot| {
+            let state = Self::state_mut(slot.state).unwrap_or_else(|_| unreachable!("checked"));
+            (state, slot.sampling, slot.seed)
+        });
+        let states = scratch.list(count, states);
+        let encoders = states.iter_mut().map(|(state, ..)| &mut state.encoder);
+        self.mimi.encode_step_into(scratch.list(count, encoders), heard, codes)?;
+        listener.ended(Stage::Encode);
+
+        let codebooks = self.mimi.num_codebooks();
+        let tokens = scratch.list(codes.len(), codes.iter().map(|&code| i64::from(code)));
+        let hooks = scratch.list(count, std::iter::repeat_with(|| NoHooks));
+        let lm_slots = states.iter_mut().zip(tokens.chunks_exact(codebooks)).zip(hooks).map(
+            |(((state, sampling, seed), user_tokens), hooks)| LmSlot {
                 state: &mut state.lm,
                 user_tokens,
                 sampling,
-                seed,
+                seed: *seed,
                 hooks,
                 trace: false,
-            })
-            .collect();
-        let outputs = self.lm.step_observed(&mut lm_slots, listener)?;
-        let mut frames: Vec<Frame> = outputs
-            .into_iter()
-            .zip(codes.chunks_exact(codebooks))
-            .map(|(output, codes)| Frame {
-                user_codes: codes.to_vec(),
-                row: output.row,
-                pcm: Vec::new(),
-            })
-            .collect();
-        self.speak(&mut states, &mut frames)?;
+            },
+        );
+        self.lm.step_into(scratch.list(count, lm_slots), outputs, listener)?;
+        for ((frame, output), codes) in
+            frames.iter_mut().zip(outputs).zip(codes.chunks_exact(codebooks))
+        {
+            frame.user_codes.clear();
+            frame.user_codes.extend_from_slice(codes);
+            // What the frame held before serves the next step.
+            std::mem::swap(&mut frame.row, &mut output.row);
+        }
+        self.speak(scratch, states, frames, pcm)?;
         listener.ended(Stage::Decode);
-        Ok(frames)
+        Ok(())
     }
 
     fn write_state(&self, state: &StreamState, writer: &mut Writer) -> Result<()> {

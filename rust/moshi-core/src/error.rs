@@ -1,5 +1,6 @@
 //! The error type of the crate. Bad input is an error with data in it; a broken invariant panics.
 
+use std::any::Any;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -187,6 +188,15 @@ const MAX_SHOWN: usize = 50;
 /// Far above any audio, latent or condition, far below what overflows inside a model: one such
 /// value would stay in a stream's attention window as NaN.
 const MAX_MAGNITUDE: f32 = 1e6;
+
+/// What a caught panic says.
+pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
 
 /// Refuses NaN, infinities and absurd magnitudes, naming the first.
 pub(crate) fn check_finite(what: &'static str, values: &[f32]) -> Result<()> {

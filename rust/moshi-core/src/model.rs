@@ -8,11 +8,12 @@ use std::sync::Arc;
 use crate::checkpoint::{Catalog, Fingerprint, Repo, TensorFile};
 use crate::config::{LmConfig, ModelType};
 use crate::device::{CpuExecutor, Device};
-use crate::engine::{Engine, SpeechEngine, default_conditions};
+use crate::engine::{Engine, Frame, SpeechEngine, default_conditions};
 use crate::error::{Error, Result};
 use crate::exec::Executor;
 use crate::lm::{Conditions, LanguageModel, LmFiles, LmMemory, LmOptions, Sampling, WeightType};
 use crate::mimi::{Mimi, MimiMemory, MimiOptions, MimiParts};
+use crate::scratch::{Scratch, Spare, Taken};
 use crate::text::Tokenizer;
 use crate::with_executor;
 
@@ -88,6 +89,14 @@ pub struct Model {
     config: LmConfig,
     info: ModelInfo,
     conditions: Conditions,
+    memory: Spare<StepMemory>,
+}
+
+/// What a step of sessions needs beside them.
+#[derive(Default)]
+pub(crate) struct StepMemory {
+    pub(crate) scratch: Scratch,
+    pub(crate) frames: Vec<Frame>,
 }
 
 /// Facts about a loaded model.
@@ -210,7 +219,8 @@ impl Model {
         );
         let conditions = default_conditions(&config);
         let engine = Box::new(SpeechEngine::new(exec.clone(), mimi, lm)?);
-        Ok(Arc::new(Self { engine, tokenizer, config, info, conditions }))
+        let memory = Spare::default();
+        Ok(Arc::new(Self { engine, tokenizer, config, info, conditions, memory }))
     }
 
     /// Facts.
@@ -245,6 +255,12 @@ impl Model {
 
     pub(crate) fn engine(&self) -> &dyn Engine {
         &*self.engine
+    }
+
+    pub(crate) fn step_memory(&self) -> Taken<'_, StepMemory> {
+        let mut memory = self.memory.take();
+        memory.scratch.reset();
+        memory
     }
 
     /// True for text tokens that are never shown.

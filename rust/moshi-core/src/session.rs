@@ -7,7 +7,7 @@ use crate::config::GenerationConfig;
 use crate::engine::{Frame, Slot, StreamState};
 use crate::error::{Error, Result, check_finite};
 use crate::lm::{Conditions, Guidance, LmStreamOptions, Sampling};
-use crate::model::Model;
+use crate::model::{Model, StepMemory};
 use crate::snapshot::{Reader, Writer};
 use crate::text::Detokenizer;
 
@@ -31,7 +31,7 @@ pub struct SessionOptions {
 }
 
 /// What one step gives.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepOutput {
     /// Own audio, one frame; silence while delays fill.
     pub pcm: Vec<f32>,
@@ -261,16 +261,22 @@ impl Session {
         Ok(())
     }
 
-    fn output(&mut self, frame: Frame) -> StepOutput {
+    /// Ends a step. What the output held goes to the frame, to serve another step.
+    fn finish(&mut self, frame: &mut Frame, output: &mut StepOutput) {
+        self.broken = false;
         self.steps += 1;
-        let Frame { user_codes, row, pcm } = frame;
-        let text = match row.as_ref().map(|row| row[0]) {
-            Some(token) if !self.model.is_silent_text(token) => {
-                self.detokenizer.push(self.model.tokenizer().piece(token))
-            }
-            _ => String::new(),
-        };
-        StepOutput { pcm, text, tokens: row, user_codes }
+        let StepOutput { pcm, text, tokens, user_codes } = output;
+        std::mem::swap(&mut frame.pcm, pcm);
+        std::mem::swap(&mut frame.row, tokens);
+        std::mem::swap(&mut frame.user_codes, user_codes);
+        text.clear();
+        if let Some(token) = tokens.as_ref().map(|row| row[0])
+            && !self.model.is_silent_text(token)
+        {
+            let tokenizer = self.model.tokenizer();
+            text.reserve(tokenizer.longest_text() + MOST_REPLACED);
+            self.detokenizer.push_into(tokenizer.piece(token), text);
+        }
     }
 }
 
@@ -280,12 +286,29 @@ impl Session {
 /// [`Error::Input`] for unequal numbers or bad frames, [`Error::Session`] for sessions of
 /// different models; nothing changes then.
 pub fn step_batch(sessions: &mut [&mut Session], frames: &[&[f32]]) -> Result<Vec<StepOutput>> {
+    let mut outputs = Vec::new();
+    step_batch_into(sessions, frames, &mut outputs)?;
+    Ok(outputs)
+}
+
+/// As [`step_batch`], replacing what `outputs` holds, whose memory is used again. On a CPU, a step
+/// of as many sessions as an earlier one allocates nothing once their delays are filled. After an
+/// error, `outputs` means nothing.
+///
+/// # Errors
+/// As [`step_batch`].
+pub fn step_batch_into(
+    sessions: &mut [&mut Session],
+    frames: &[&[f32]],
+    outputs: &mut Vec<StepOutput>,
+) -> Result<()> {
+    outputs.resize_with(sessions.len(), StepOutput::default);
     if sessions.len() != frames.len() {
         let reason = format!("{} frames for {} sessions", frames.len(), sessions.len());
         return Err(Error::input("frames", reason));
     }
     let Some(model) = sessions.first().map(|s| Arc::clone(&s.model)) else {
-        return Ok(Vec::new());
+        return Ok(());
     };
     let expected = model.info().frame_samples;
     for (session, frame) in sessions.iter().zip(frames) {
@@ -310,23 +333,23 @@ pub fn step_batch(sessions: &mut [&mut Session], frames: &[&[f32]]) -> Result<Ve
     for session in sessions.iter_mut() {
         session.broken = true;
     }
-    let mut slots: Vec<Slot<'_>> = sessions
-        .iter_mut()
-        .zip(frames)
-        .map(|(session, pcm)| Slot {
-            state: &mut session.state,
-            pcm,
-            sampling: &session.sampling,
-            seed: session.seed,
-        })
-        .collect();
-    let outputs = model.engine().step(&mut slots)?;
-    let finish = |session: &mut Session, frame: Frame| {
-        session.broken = false;
-        session.output(frame)
-    };
-    Ok(sessions.iter_mut().zip(outputs).map(|(session, frame)| finish(session, frame)).collect())
+    let mut memory = model.step_memory();
+    let StepMemory { scratch, frames: done } = &mut *memory;
+    let slots = sessions.iter_mut().zip(frames).map(|(session, pcm)| Slot {
+        state: &mut session.state,
+        pcm,
+        sampling: &session.sampling,
+        seed: session.seed,
+    });
+    model.engine().step_into(scratch.list(frames.len(), slots), done, &mut ())?;
+    for ((session, frame), output) in sessions.iter_mut().zip(done).zip(outputs) {
+        session.finish(frame, output);
+    }
+    Ok(())
 }
+
+/// Bytes that stand for what is left of a broken character.
+const MOST_REPLACED: usize = 12;
 
 /// A seed from the operating system's randomness, by way of the standard hasher's keys.
 pub fn random_seed() -> u64 {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use moshi_core::exec::Scalar;
+use moshi_core::exec::Cpu;
 use moshi_core::lm::{Guidance, LmOptions, LmStreamOptions, Sampling};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -12,7 +12,7 @@ use crate::lm_stream::{LmStream, Settings};
 use crate::options::{self, SamplingArgs};
 use crate::{errors, hub, logging, runtime};
 
-pub(crate) type Weights = moshi_core::lm::LanguageModel<Scalar>;
+pub(crate) type Weights = moshi_core::lm::LanguageModel<Cpu>;
 
 /// The language model of a checkpoint, without its codec.
 ///
@@ -52,7 +52,7 @@ impl LanguageModel {
         let weights = hub::enter(py, None, |hub| {
             let repo = moshi_box::open_repo(path.as_deref(), hub)?;
             let options = LmOptions { dtype, end_acts_as_padding: false, lora: repo.lora_file()? };
-            Weights::load(&Scalar, repo.moshi_file()?, &repo.config, &options)
+            Weights::load(&Cpu::new(None)?, repo.moshi_file()?, &repo.config, &options)
         })?;
         Ok(Self { weights: Arc::new(weights) })
     }

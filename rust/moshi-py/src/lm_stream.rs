@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use moshi_core::Result;
-use moshi_core::exec::Scalar;
+use moshi_core::exec::Cpu;
 use moshi_core::lm::{LmOutput, LmSlot, LmState, Sampling, StepHooks};
 use moshi_core::snapshot::{Reader, Writer};
 use numpy::{PyArray1, PyArray2};
@@ -29,7 +29,7 @@ pub(crate) struct Settings {
 pub(crate) struct LmStream {
     weights: Arc<Weights>,
     settings: Settings,
-    state: Exclusive<LmState<Scalar>>,
+    state: Exclusive<LmState<Cpu>>,
 }
 
 /// What one step of a language model gives.
@@ -66,7 +66,7 @@ impl StepHooks for Forced {
 }
 
 impl LmStream {
-    pub(crate) fn new(weights: &Arc<Weights>, settings: Settings, state: LmState<Scalar>) -> Self {
+    pub(crate) fn new(weights: &Arc<Weights>, settings: Settings, state: LmState<Cpu>) -> Self {
         Self { weights: Arc::clone(weights), settings, state: Exclusive::new("stream", state) }
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, MutexGuard};
 
 use moshi_core::Result;
 use moshi_core::checkpoint::CodecFiles;
-use moshi_core::exec::Scalar;
+use moshi_core::exec::Cpu;
 use moshi_core::mimi::{DecoderState, EncoderState};
 use numpy::{PyArray2, PyArrayDyn};
 use pyo3::prelude::*;
@@ -16,12 +16,12 @@ use crate::mimi_stream::{MimiStream, State};
 use crate::session::check_distinct;
 use crate::{array, errors, hub, logging, options, runtime};
 
-pub(crate) type Codec = moshi_core::mimi::Mimi<Scalar>;
+pub(crate) type Codec = moshi_core::mimi::Mimi<Cpu>;
 
 /// Mimi, the streaming audio codec: 24 kHz audio to 12.5 frames of tokens per second and back.
 ///
 /// Whole recordings go through ``encode`` and ``decode``; ``stream`` gives an object that takes
-/// one frame of 80 ms at a time. Weights are f32 and run on the CPU.
+/// one frame of 80 ms at a time. It runs on the CPU.
 #[pyclass(frozen, module = "moshi_rs")]
 pub(crate) struct Mimi {
     codec: Arc<Codec>,
@@ -38,11 +38,14 @@ impl Mimi {
     ///         else that of the public Mimi. None is the codec of the model in the box.
     ///     num_codebooks: Codebooks to use, 1 to those stored. Codes of the first ones do not
     ///         depend on how many are used.
-    ///     mode: "exact": f32 weights. ("fast" is reserved.)
+    ///     mode: "exact": f32 weights. "fast": bf16 weights, which halves what a frame reads;
+    ///         codebooks stay in f32, and few codes differ.
     ///     window: Which past the streaming calls attend to: "moshi" is the rule of the
     ///         original's streaming, "exact" that of its offline mode, a number is a window of
     ///         that many positions (25 per second) everywhere.
-    ///     threads: Upper bound of threads per call, at least 1. This version uses one.
+    ///     threads: Threads per call, at least 1. None measures when the model is loaded how many
+    ///         help, at most as many as the process may use, and gives way to other programs.
+    ///         Results do not depend on it.
     ///     parts: "both", or only the "encoder" or the "decoder".
     ///     device: "auto" or "cpu", which are the same here.
     ///
@@ -82,10 +85,10 @@ impl Mimi {
             window.unwrap_or(&default_window),
             parts,
         )?;
-        options::threads(threads)?;
+        let threads = options::threads(threads)?;
         let codec = hub::enter(py, None, |hub| {
             let CodecFiles { weights, config } = moshi_box::open_codec(path.as_deref(), hub)?;
-            Codec::load(&Scalar, weights, &config, &options)
+            Codec::load(&Cpu::new(threads)?, weights, &config, &options)
         })?;
         Ok(Self { codec: Arc::new(codec) })
     }
@@ -293,7 +296,7 @@ impl Mimi {
         }
         let codes = runtime::enter(py, || {
             let mut guards = self.lock_all(&streams)?;
-            let mut states: Vec<&mut EncoderState<Scalar>> =
+            let mut states: Vec<&mut EncoderState<Cpu>> =
                 guards.iter_mut().map(|guard| guard.encoder()).collect::<Result<_>>()?;
             self.codec.encode_step(&mut states, &frames.concat())
         })?;
@@ -329,7 +332,7 @@ impl Mimi {
         }
         let pcm = runtime::enter(py, || {
             let mut guards = self.lock_all(&streams)?;
-            let mut states: Vec<&mut DecoderState<Scalar>> =
+            let mut states: Vec<&mut DecoderState<Cpu>> =
                 guards.iter_mut().map(|guard| guard.decoder()).collect::<Result<_>>()?;
             self.codec.decode_step(&mut states, &codes.data)
         })?;

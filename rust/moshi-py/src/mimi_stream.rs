@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, MutexGuard};
 
-use moshi_core::exec::Scalar;
+use moshi_core::exec::Cpu;
 use moshi_core::mimi::{DecoderState, EncoderState};
 use moshi_core::snapshot::{Reader, Writer};
 use moshi_core::{Error, Result};
@@ -26,8 +26,8 @@ pub(crate) struct MimiStream {
 
 /// The halves that are loaded.
 pub(crate) struct State {
-    encoder: Option<EncoderState<Scalar>>,
-    decoder: Option<DecoderState<Scalar>>,
+    encoder: Option<EncoderState<Cpu>>,
+    decoder: Option<DecoderState<Cpu>>,
 }
 
 impl State {
@@ -38,11 +38,11 @@ impl State {
         })
     }
 
-    pub(crate) fn encoder(&mut self) -> Result<&mut EncoderState<Scalar>> {
+    pub(crate) fn encoder(&mut self) -> Result<&mut EncoderState<Cpu>> {
         self.encoder.as_mut().ok_or_else(|| missing("encoder"))
     }
 
-    pub(crate) fn decoder(&mut self) -> Result<&mut DecoderState<Scalar>> {
+    pub(crate) fn decoder(&mut self) -> Result<&mut DecoderState<Cpu>> {
         self.decoder.as_mut().ok_or_else(|| missing("decoder"))
     }
 }

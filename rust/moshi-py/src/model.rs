@@ -46,7 +46,9 @@ impl StreamingModel {
     ///         heads keep 8, embeddings 16).
     ///     kv_dtype: Storage of keys and values: "auto" or "f32".
     ///     seed: Seed of the default session; None draws one.
-    ///     threads: Upper bound of threads per step, at least 1. This version uses one.
+    ///     threads: Threads per step, at least 1. None measures when the model is loaded how many
+    ///         help, at most as many as the process may use, and gives way to other programs.
+    ///         Results do not depend on it.
     ///     revision: Branch, tag or commit of a repository on the hub; None is "main".
     ///
     /// Returns:
@@ -76,10 +78,10 @@ impl StreamingModel {
     ) -> PyResult<Self> {
         logging::install();
         options::kv_dtype(kv_dtype)?;
-        options::threads(threads)?;
+        let threads = options::threads(threads)?;
         let options = LoadOptions {
             device: options::device(device)?,
-            cpu_executor: CpuExecutor::default(),
+            cpu_executor: CpuExecutor::Cpu { threads },
             dtype: options::dtype(dtype)?,
             lora: None,
         };

@@ -1,7 +1,7 @@
 //! Options of the Python classes, from their spelling to the engine's types.
 
 use moshi_core::lm::{Condition, Conditions, Sampling, WeightType};
-use moshi_core::mimi::{MimiOptions, MimiParts};
+use moshi_core::mimi::{MimiMode, MimiOptions, MimiParts};
 use moshi_core::{Device, Error};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -57,11 +57,11 @@ pub(crate) fn kv_dtype(name: &str) -> PyResult<()> {
     }
 }
 
-/// An upper bound of threads.
-pub(crate) fn threads(value: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+/// A number of threads.
+pub(crate) fn threads(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<usize>> {
     match value.map(|value| whole::<usize>("threads", value)).transpose()? {
         Some(0) => Err(errors::input("threads", "0 is not at least 1")),
-        _ => Ok(()),
+        threads => Ok(threads),
     }
 }
 
@@ -72,14 +72,11 @@ pub(crate) fn mimi(
     window: &Bound<'_, PyAny>,
     parts: &str,
 ) -> PyResult<MimiOptions> {
-    match mode {
-        "exact" => {}
-        "fast" => {
-            let reason = "this version computes the codec in f32 only, mode \"exact\"";
-            return Err(errors::option("mode", quoted(mode), reason));
-        }
+    let mode = match mode {
+        "exact" => MimiMode::Exact,
+        "fast" => MimiMode::Fast,
         _ => return Err(errors::option("mode", quoted(mode), r#"one of "exact", "fast""#)),
-    }
+    };
     let parts = match parts {
         "both" => MimiParts::Both,
         "encoder" => MimiParts::Encoder,
@@ -98,7 +95,8 @@ pub(crate) fn mimi(
         }
         Err(_) => (Some(whole("window", window)?), false),
     };
-    Ok(MimiOptions { num_codebooks: whole("num_codebooks", num_codebooks)?, parts, window, exact })
+    let num_codebooks = whole("num_codebooks", num_codebooks)?;
+    Ok(MimiOptions { num_codebooks, parts, window, exact, mode })
 }
 
 /// Sampling settings of a caller, each optional.

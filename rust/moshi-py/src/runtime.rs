@@ -2,10 +2,10 @@
 //! `InternalError` and errors into their exceptions. [`Exclusive`] is the lock around everything
 //! that a step changes: it never waits, since a second call at the same time is a mistake.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
+use moshi_core::error::panic_text;
 use moshi_core::{Error, Result};
 use pyo3::prelude::*;
 
@@ -58,12 +58,4 @@ impl<T> Exclusive<T> {
     fn refuse(&self, reason: &str) -> Error {
         Error::Session { reason: format!("this {} {reason}", self.what) }
     }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }

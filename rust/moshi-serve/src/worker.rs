@@ -1,7 +1,6 @@
 //! The one thread that owns the engine. It steps whatever is ready as soon as it is free, and lets
 //! conversations join and leave between steps.
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -9,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use moshi_core::Error;
+use moshi_core::error::panic_text;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
@@ -252,14 +252,6 @@ fn step<B: Backend>(
     shared.end_slow(&slow);
     shared.lock().scheduler.capacity_mut().observe(batch.len(), took, now);
     Ok(())
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 /// What the scheduler needs to know about a backend.

@@ -1,5 +1,5 @@
-//! An allocator that counts what every thread holds, so that tests running beside each other do
-//! not disturb the count.
+//! An allocator that counts what every thread holds and how often it asks, so that tests running
+//! beside each other do not disturb the counts.
 #![allow(unsafe_code, reason = "a global allocator cannot be written without")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -7,6 +7,7 @@ use std::cell::Cell;
 
 thread_local! {
     static LIVE_BYTES: Cell<isize> = const { Cell::new(0) };
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// The system's allocator, counted.
@@ -45,6 +46,14 @@ unsafe impl GlobalAlloc for Counting {
 fn count(bytes: isize) {
     // A thread that is being torn down is counted no more.
     let _ = LIVE_BYTES.try_with(|live| live.set(live.get() + bytes));
+    if bytes > 0 {
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+    }
+}
+
+/// How often this thread has asked for memory, or for more of it.
+pub(crate) fn allocations() -> u64 {
+    ALLOCATIONS.with(Cell::get)
 }
 
 /// Bytes that this thread has allocated and not freed.

@@ -51,8 +51,8 @@ pub struct Conv {
 }
 
 /// The plan with its angles on the device.
-pub struct Plan {
-    host: AttentionPlan,
+pub struct Plan<'a> {
+    host: AttentionPlan<'a>,
     /// Cosines and sines, `[row, half width]`.
     angles: Option<(Tensor, Tensor)>,
 }
@@ -229,7 +229,7 @@ impl Executor for Candle {
     type Conv = Conv;
     type Ring = Ring;
     type Tail = Tensor;
-    type Plan = Plan;
+    type Plan<'a> = Plan<'a>;
 
     fn name(&self) -> String {
         format!("candle on {}", self.device())
@@ -241,6 +241,10 @@ impl Executor for Candle {
             Device::Cuda(_) => "cuda",
             Device::Metal(_) => "metal",
         }
+    }
+
+    fn threads(&self) -> usize {
+        if self.device.is_cpu() { moshi_kernels::pool::available_threads() } else { 1 }
     }
 
     fn weight_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
@@ -275,7 +279,7 @@ impl Executor for Candle {
     }
 
     fn conv(&self, conv: HostConv) -> Result<Conv> {
-        let HostConv { outputs, inputs, kernel, stride, weight, bias } = conv;
+        let HostConv { outputs, inputs, kernel, stride, weight, bias, storage: _ } = conv;
         let weight = Tensor::from_vec(weight, (outputs, inputs, kernel), &self.device)?;
         let bias = bias.map(|bias| self.vector(bias)).transpose()?;
         Ok(Conv { inputs, outputs, stride, weight, bias })
@@ -303,7 +307,7 @@ impl Executor for Candle {
 
     fn import_ring(&self, ring: &mut Ring, start: u64, data: &[f32]) -> Result<()> {
         let key_width = ring.heads.key_width();
-        let both = self.upload(data.to_vec(), 2 * key_width)?;
+        let both = self.upload(data, 2 * key_width)?;
         let keys = split_heads(&both.narrow(1, 0, key_width)?, ring.heads.key, ring.heads.width)?;
         let values =
             split_heads(&both.narrow(1, key_width, key_width)?, ring.heads.key, ring.heads.width)?;
@@ -334,13 +338,12 @@ impl Executor for Candle {
         Ok(())
     }
 
-    fn upload(&self, data: Vec<f32>, width: usize) -> Result<Tensor> {
-        let rows = data.len() / width;
-        self.tensor(data, rows, width)
+    fn upload(&self, data: &[f32], width: usize) -> Result<Tensor> {
+        self.tensor(data.to_vec(), data.len() / width, width)
     }
 
-    fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
-        Ok(x.flatten_all()?.to_vec1()?)
+    fn values<'a>(&self, x: &'a Tensor) -> Result<Cow<'a, [f32]>> {
+        Ok(Cow::Owned(x.flatten_all()?.to_vec1()?))
     }
 
     fn reshape(&self, x: Tensor, width: usize) -> Result<Tensor> {
@@ -348,12 +351,12 @@ impl Executor for Candle {
         Ok(x.reshape((rows, width))?)
     }
 
-    fn plan(&self, plan: AttentionPlan) -> Result<Plan> {
+    fn plan<'a>(&self, plan: AttentionPlan<'a>) -> Result<Plan<'a>> {
         let angles = match plan.rotary {
             None => None,
             Some(_) => {
                 let half = plan.cos.len() / plan.visible.len();
-                Some((self.upload(plan.cos.clone(), half)?, self.upload(plan.sin.clone(), half)?))
+                Some((self.upload(plan.cos, half)?, self.upload(plan.sin, half)?))
             }
         };
         Ok(Plan { host: plan, angles })
@@ -430,7 +433,7 @@ impl Executor for Candle {
         &self,
         qkv: &Tensor,
         heads: Heads,
-        plan: &Plan,
+        plan: &Plan<'_>,
         streams: &mut [S],
         ring: impl Fn(&mut S) -> &mut Ring,
     ) -> Result<Tensor> {
@@ -526,12 +529,13 @@ impl Executor for Candle {
         Ok(x.elu(1.0)?)
     }
 
-    fn quantise(&self, residual: &mut Tensor, codebook: &Table) -> Result<Vec<u32>> {
+    fn quantise(&self, residual: &mut Tensor, codebook: &Table, codes: &mut [u32]) -> Result<()> {
         let products = residual.matmul(&codebook.rows.t()?)?;
         let scores = (products.neg()?).broadcast_add(&codebook.half_squared_norms)?;
         let indices = scores.argmin(1)?;
         *residual = (&*residual - codebook.rows.index_select(&indices, 0)?)?;
-        Ok(indices.to_vec1()?)
+        codes.copy_from_slice(&indices.to_vec1::<u32>()?);
+        Ok(())
     }
 }
 
@@ -590,7 +594,7 @@ mod tests {
         let (rows, cols) = (3, 256);
         let wave = |n: usize, f: f32| (0..n).map(|i| (i as f32 * f).sin()).collect::<Vec<f32>>();
         let exec = Candle::cpu();
-        let x = exec.upload(wave(2 * cols, 0.3), cols).unwrap();
+        let x = exec.upload(&wave(2 * cols, 0.3), cols).unwrap();
         for format in [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_1] {
             let matrix = HostMatrix::floats(rows, cols, wave(rows * cols, 0.7));
             let matrix = matrix.store(Storage::Blocks(format)).unwrap();

@@ -85,9 +85,13 @@ impl HostMatrix {
             }
             HostValues::Blocks(format, bytes) => {
                 let row = format.bytes_of(self.cols).expect("rows are whole blocks");
-                let mut values = vec![0.0; self.cols];
-                format.decode(&bytes[index * row..(index + 1) * row], &mut values);
-                out.iter_mut().zip(values).for_each(|(out, value)| *out += value);
+                let blocks = bytes[index * row..(index + 1) * row].chunks_exact(format.bytes());
+                let mut values = [0.0; BlockFormat::MOST_WEIGHTS];
+                let values = &mut values[..format.weights()];
+                for (block, out) in blocks.zip(out.chunks_exact_mut(format.weights())) {
+                    format.decode(block, values);
+                    out.iter_mut().zip(&*values).for_each(|(out, value)| *out += value);
+                }
             }
         }
     }

@@ -16,6 +16,7 @@ mod cpu;
 mod host;
 mod plan;
 mod scalar;
+mod tail;
 
 pub use self::candle::Candle;
 pub use self::cpu::Cpu;
@@ -24,7 +25,10 @@ pub use self::plan::{AttentionPlan, Rotary, RotaryStyle};
 pub use self::scalar::Scalar;
 pub use moshi_kernels::scalar::{BlockFormat, Heads};
 
+use std::borrow::Cow;
 use std::ops::Range;
+
+use half::bf16;
 
 use crate::error::Result;
 
@@ -43,12 +47,49 @@ pub struct HostConv {
     pub weight: Vec<f32>,
     /// `[output]`.
     pub bias: Option<Vec<f32>>,
+    /// In what the weights may be kept without another rounding: f32, or bf16 where they are all
+    /// such numbers.
+    pub storage: Storage,
 }
 
 impl HostConv {
+    /// A convolution with weights `[output, input, tap]` of these sizes.
+    pub fn new(
+        [outputs, inputs, kernel]: [usize; 3],
+        stride: usize,
+        weight: Vec<f32>,
+        bias: Option<Vec<f32>>,
+    ) -> Self {
+        Self { outputs, inputs, kernel, stride, weight, bias, storage: Storage::F32 }
+    }
+
+    /// The convolution with weights rounded to a storage of floats.
+    pub fn store(mut self, storage: Storage) -> Self {
+        if storage == Storage::Bf16 {
+            self.weight.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
+            self.storage = storage;
+        }
+        self
+    }
+
     /// Positions of the past that the convolution sees: `kernel - stride`.
     pub fn history(&self) -> usize {
         self.kernel - self.stride
+    }
+
+    /// The weights as `[output, tap, input]`: a window of time-major rows is contiguous.
+    fn by_tap(&self) -> Vec<f32> {
+        let Self { outputs, inputs, kernel, .. } = *self;
+        let mut by_tap = vec![0.0; self.weight.len()];
+        for o in 0..outputs {
+            for i in 0..inputs {
+                for j in 0..kernel {
+                    by_tap[(o * kernel + j) * inputs + i] =
+                        self.weight[(o * inputs + i) * kernel + j];
+                }
+            }
+        }
+        by_tap
     }
 }
 
@@ -122,12 +163,19 @@ pub trait Executor: Clone + Send + Sync + 'static {
     /// The last input rows of a convolution of one stream.
     type Tail: Send + Sync;
     /// Positions, windows and rotations of one step, shared by all layers.
-    type Plan;
+    type Plan<'a>;
 
     /// Name for logs: executor and device.
     fn name(&self) -> String;
     /// `cpu`, `cuda` or `metal`.
     fn device(&self) -> &'static str;
+    /// Threads that take part in a step at the moment.
+    fn threads(&self) -> usize;
+    /// Chooses what is chosen by measurement, such as the number of threads, given the weights
+    /// that a step reads.
+    fn tune(&self, _weights: &[&Self::Weight]) -> Result<()> {
+        Ok(())
+    }
     /// Bytes that [`Executor::weight`] takes for a matrix in a storage.
     fn weight_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
         storage.bytes_of(rows, cols)
@@ -143,6 +191,11 @@ pub trait Executor: Clone + Send + Sync + 'static {
 
     /// Takes a matrix over, keeping its storage where the device can multiply it.
     fn weight(&self, matrix: HostMatrix) -> Result<Self::Weight>;
+    /// As [`Executor::weight`], after [`HostMatrix::store`]; `None` when the values or the width do
+    /// not fit that storage.
+    fn weight_in(&self, matrix: HostMatrix, storage: Storage) -> Result<Option<Self::Weight>> {
+        matrix.store(storage).map(|matrix| self.weight(matrix)).transpose()
+    }
     /// Stores per-channel values.
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
     /// Takes over rows to look up; codebooks that are searched are in f32.
@@ -170,13 +223,17 @@ pub trait Executor: Clone + Send + Sync + 'static {
     // Data movement.
 
     /// Uploads `[rows, width]`.
-    fn upload(&self, data: Vec<f32>, width: usize) -> Result<Self::Buffer>;
-    /// Downloads all values.
-    fn download(&self, x: &Self::Buffer) -> Result<Vec<f32>>;
+    fn upload(&self, data: &[f32], width: usize) -> Result<Self::Buffer>;
+    /// All values, borrowed where the buffer is in the host's memory.
+    fn values<'a>(&self, x: &'a Self::Buffer) -> Result<Cow<'a, [f32]>>;
+    /// All values, copied.
+    fn download(&self, x: &Self::Buffer) -> Result<Vec<f32>> {
+        Ok(self.values(x)?.into_owned())
+    }
     /// Reinterprets `[rows, width]` as rows of another width; free.
     fn reshape(&self, x: Self::Buffer, width: usize) -> Result<Self::Buffer>;
     /// Prepares what attention needs to know about the positions of this step.
-    fn plan(&self, plan: AttentionPlan) -> Result<Self::Plan>;
+    fn plan<'a>(&self, plan: AttentionPlan<'a>) -> Result<Self::Plan<'a>>;
 
     // Arithmetic.
 
@@ -209,7 +266,7 @@ pub trait Executor: Clone + Send + Sync + 'static {
         &self,
         qkv: &Self::Buffer,
         heads: Heads,
-        plan: &Self::Plan,
+        plan: &Self::Plan<'_>,
         streams: &mut [S],
         ring: impl Fn(&mut S) -> &mut Self::Ring,
     ) -> Result<Self::Buffer>;
@@ -236,6 +293,12 @@ pub trait Executor: Clone + Send + Sync + 'static {
     ) -> Result<Self::Buffer>;
     /// ELU with alpha 1.
     fn elu(&self, x: &Self::Buffer) -> Result<Self::Buffer>;
-    /// Nearest entry to every row (first on ties), whose value is subtracted from the row.
-    fn quantise(&self, residual: &mut Self::Buffer, codebook: &Self::Table) -> Result<Vec<u32>>;
+    /// Nearest entry to every row (first on ties), whose value is subtracted from the row; its
+    /// number goes to `codes`, `[rows]`.
+    fn quantise(
+        &self,
+        residual: &mut Self::Buffer,
+        codebook: &Self::Table,
+        codes: &mut [u32],
+    ) -> Result<()>;
 }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::scratch::Scratch;
+
 /// How the two numbers of a rotated pair lie in a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RotaryStyle {
@@ -35,47 +37,54 @@ impl Rotary {
 }
 
 /// What attention needs to know about one step over some streams; valid for all layers.
-#[derive(Clone, Debug)]
-pub struct AttentionPlan {
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionPlan<'a> {
     /// New positions per stream in this step.
     pub time: usize,
     /// Absolute position of each stream's first new row.
-    pub starts: Vec<u64>,
+    pub starts: &'a [u64],
     /// Visible absolute positions of each row, `[stream * time]`; ends after the row's own.
-    pub visible: Vec<Range<u64>>,
+    pub visible: &'a [Range<u64>],
     /// Layout of rotated pairs; `None` without position embedding.
     pub rotary: Option<RotaryStyle>,
     /// Cosines per row, `[stream * time, half width]`; empty without position embedding.
-    pub cos: Vec<f32>,
+    pub cos: &'a [f32],
     /// Sines, as the cosines.
-    pub sin: Vec<f32>,
+    pub sin: &'a [f32],
 }
 
-impl AttentionPlan {
+impl<'a> AttentionPlan<'a> {
     /// Plans `time` new positions for every stream. `lowest` gives the lowest visible position
     /// for a query position. Angles are formed in f64, so that day-long sessions keep their phase.
     pub fn new(
-        starts: Vec<u64>,
+        scratch: &'a Scratch,
+        starts: &'a [u64],
         time: usize,
         rotary: Option<&Rotary>,
         lowest: impl Fn(u64) -> u64,
     ) -> Self {
-        let positions: Vec<u64> =
-            starts.iter().flat_map(|&start| (0..time as u64).map(move |t| start + t)).collect();
-        let visible = positions.iter().map(|&p| lowest(p)..p + 1).collect();
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        if let Some(rotary) = rotary {
-            cos.reserve(positions.len() * rotary.half_width());
-            sin.reserve(positions.len() * rotary.half_width());
-            for &position in &positions {
-                for frequency in &rotary.frequencies {
-                    let angle = (frequency * position as f64).rem_euclid(std::f64::consts::TAU);
-                    cos.push(angle.cos() as f32);
-                    sin.push(angle.sin() as f32);
-                }
-            }
+        let rows = starts.len() * time;
+        let positions =
+            || starts.iter().flat_map(|&start| (0..time as u64).map(move |t| start + t));
+        let frequencies = rotary.map_or(&[][..], |rotary| &rotary.frequencies[..]);
+        let angles = || {
+            let of = |position: u64| {
+                let turn = move |frequency: &f64| {
+                    (frequency * position as f64).rem_euclid(std::f64::consts::TAU)
+                };
+                frequencies.iter().map(turn)
+            };
+            positions().flat_map(of)
+        };
+        let count = rows * frequencies.len();
+        Self {
+            time,
+            starts,
+            visible: scratch.list(rows, positions().map(|p| lowest(p)..p + 1)),
+            rotary: rotary.map(|r| r.style),
+            cos: scratch.list(count, angles().map(|angle| angle.cos() as f32)),
+            sin: scratch.list(count, angles().map(|angle| angle.sin() as f32)),
         }
-        Self { time, starts, visible, rotary: rotary.map(|r| r.style), cos, sin }
     }
 
     /// Streams in this step.
@@ -91,8 +100,10 @@ mod tests {
     #[test]
     fn day_long_positions_keep_relative_phase() {
         let rotary = Rotary::new(RotaryStyle::Interleaved, 64, 10_000.0);
+        let scratch = Scratch::default();
         let dot = |a: u64, b: u64| {
-            let plan = AttentionPlan::new(vec![a, b], 1, Some(&rotary), |_| 0);
+            let starts = [a, b];
+            let plan = AttentionPlan::new(&scratch, &starts, 1, Some(&rotary), |_| 0);
             let (a, b) = (0..32, 32..64);
             a.zip(b)
                 .map(|(i, j)| {
@@ -107,7 +118,8 @@ mod tests {
 
     #[test]
     fn visible_ranges_end_at_the_query() {
-        let plan = AttentionPlan::new(vec![5, 0], 2, None, |p| p.saturating_sub(3));
+        let scratch = Scratch::default();
+        let plan = AttentionPlan::new(&scratch, &[5, 0], 2, None, |p| p.saturating_sub(3));
         assert_eq!(plan.visible, [2..6, 3..7, 0..1, 0..2]);
     }
 }

@@ -3,17 +3,19 @@
 //! A row's result does not depend on other rows, on their number or on the instruction set: within
 //! one build, equal inputs give equal bits. One thread.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use moshi_kernels::scalar::{self as kernels, Heads, MatrixRef};
 
+use super::tail::Tail;
 use super::{
     Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, HostValues, KeyStorage,
     Norm, RotaryStyle, Storage,
 };
 use crate::error::Result;
 
-/// Executor on plain slices; the default on a CPU.
+/// Executor on plain slices: the reference for faster ones.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Scalar;
 
@@ -69,12 +71,6 @@ impl Ring {
     }
 }
 
-/// The last input rows of a convolution.
-pub struct Tail {
-    width: usize,
-    rows: Vec<f32>,
-}
-
 impl Executor for Scalar {
     type Buffer = Buffer;
     type Weight = HostMatrix;
@@ -83,7 +79,7 @@ impl Executor for Scalar {
     type Conv = Conv;
     type Ring = Ring;
     type Tail = Tail;
-    type Plan = AttentionPlan;
+    type Plan<'a> = AttentionPlan<'a>;
 
     fn name(&self) -> String {
         "scalar on cpu".into()
@@ -91,6 +87,10 @@ impl Executor for Scalar {
 
     fn device(&self) -> &'static str {
         "cpu"
+    }
+
+    fn threads(&self) -> usize {
+        1
     }
 
     fn weight(&self, matrix: HostMatrix) -> Result<HostMatrix> {
@@ -118,16 +118,9 @@ impl Executor for Scalar {
     }
 
     fn conv(&self, conv: HostConv) -> Result<Conv> {
-        let HostConv { outputs, inputs, kernel, stride, weight, bias } = conv;
-        let mut by_tap = vec![0.0; weight.len()];
-        for o in 0..outputs {
-            for i in 0..inputs {
-                for j in 0..kernel {
-                    by_tap[(o * kernel + j) * inputs + i] = weight[(o * inputs + i) * kernel + j];
-                }
-            }
-        }
-        Ok(Conv { inputs, outputs, kernel, stride, weight: by_tap, bias })
+        let weight = conv.by_tap();
+        let HostConv { outputs, inputs, kernel, stride, bias, .. } = conv;
+        Ok(Conv { inputs, outputs, kernel, stride, weight, bias })
     }
 
     fn ring(&self, heads: Heads, capacity: usize, _storage: KeyStorage) -> Result<Ring> {
@@ -161,31 +154,29 @@ impl Executor for Scalar {
     }
 
     fn tail(&self, rows: usize, width: usize) -> Result<Tail> {
-        Ok(Tail { width, rows: vec![0.0; rows * width] })
+        Ok(Tail::new(rows, width))
     }
 
     fn export_tail(&self, tail: &Tail) -> Result<Vec<f32>> {
-        Ok(tail.rows.clone())
+        Ok(tail.values().to_vec())
     }
 
     fn import_tail(&self, tail: &mut Tail, data: &[f32]) -> Result<()> {
-        tail.rows.copy_from_slice(data);
+        tail.set(data);
         Ok(())
     }
 
     fn fill_tail(&self, tail: &mut Tail, x: &Buffer, row: usize) -> Result<()> {
-        for to in tail.rows.chunks_exact_mut(tail.width) {
-            to.copy_from_slice(x.row(row));
-        }
+        tail.fill(x.row(row));
         Ok(())
     }
 
-    fn upload(&self, data: Vec<f32>, width: usize) -> Result<Buffer> {
-        Ok(Buffer { width, data })
+    fn upload(&self, data: &[f32], width: usize) -> Result<Buffer> {
+        Ok(Buffer { width, data: data.to_vec() })
     }
 
-    fn download(&self, x: &Buffer) -> Result<Vec<f32>> {
-        Ok(x.data.clone())
+    fn values<'a>(&self, x: &'a Buffer) -> Result<Cow<'a, [f32]>> {
+        Ok(Cow::Borrowed(&x.data))
     }
 
     fn reshape(&self, x: Buffer, width: usize) -> Result<Buffer> {
@@ -193,7 +184,7 @@ impl Executor for Scalar {
         Ok(Buffer { width, data: x.data })
     }
 
-    fn plan(&self, plan: AttentionPlan) -> Result<AttentionPlan> {
+    fn plan<'a>(&self, plan: AttentionPlan<'a>) -> Result<AttentionPlan<'a>> {
         Ok(plan)
     }
 
@@ -263,7 +254,7 @@ impl Executor for Scalar {
         &self,
         qkv: &Buffer,
         heads: Heads,
-        plan: &AttentionPlan,
+        plan: &AttentionPlan<'_>,
         streams: &mut [S],
         ring: impl Fn(&mut S) -> &mut Ring,
     ) -> Result<Buffer> {
@@ -352,10 +343,9 @@ impl Executor for Scalar {
         {
             let tail = tail(stream);
             padded.clear();
-            padded.extend_from_slice(&tail.rows);
+            padded.extend_from_slice(tail.values());
             padded.extend_from_slice(x);
-            let keep = padded.len() - tail.rows.len();
-            tail.rows.copy_from_slice(&padded[keep..]);
+            tail.set(&padded[x.len()..]);
             kernels::linear(
                 &padded,
                 conv.stride * conv.inputs,
@@ -382,20 +372,19 @@ impl Executor for Scalar {
         Ok(Buffer { width: x.width, data })
     }
 
-    fn quantise(&self, residual: &mut Buffer, codebook: &Table) -> Result<Vec<u32>> {
+    fn quantise(&self, residual: &mut Buffer, codebook: &Table, codes: &mut [u32]) -> Result<()> {
         let MatrixRef::F32(entries) = codebook.matrix.as_ref() else {
             unreachable!("codebooks are stored in f32");
         };
-        let mut codes = Vec::with_capacity(residual.rows());
         let width = codebook.matrix.cols;
-        for row in residual.data.chunks_exact_mut(width) {
+        for (row, code) in residual.data.chunks_exact_mut(width).zip(codes) {
             let index = kernels::nearest(row, entries, &codebook.half_squared_norms);
             let entry = &entries[index * width..(index + 1) * width];
             for (value, entry) in row.iter_mut().zip(entry) {
                 *value -= entry;
             }
-            codes.push(index as u32);
+            *code = index as u32;
         }
-        Ok(codes)
+        Ok(())
     }
 }

@@ -123,7 +123,7 @@ impl<E: Executor> ConditionProvider<E> {
         if let Some(scale) = self.fuser.cross_position_scale {
             add_sinusoids(&mut sequence, self.dim, scale);
         }
-        Ok(Fused { sum, cross: Some((exec.upload(sequence, self.dim)?, positions)) })
+        Ok(Fused { sum, cross: Some((exec.upload(&sequence, self.dim)?, positions)) })
     }
 
     /// `[position, dim]` of one condition.
@@ -171,7 +171,7 @@ impl<E: Executor> Conditioner<E> {
                     None => hashed_bin(text, *num_bins),
                 };
                 let table = self.table.as_ref().expect("text conditions have a table");
-                let row = exec.upload(table.row(index), table.cols)?;
+                let row = exec.upload(&table.row(index), table.cols)?;
                 exec.download(&exec.linear(&row, &self.output_proj, Activation::Identity)?)
             }
             (ConditionerKind::Number { dim, scale, max_period, .. }, Condition::Number(value)) => {
@@ -179,7 +179,7 @@ impl<E: Executor> Conditioner<E> {
                     let reason = format!("`{name}` is {value}; it takes a finite number");
                     return Err(Error::input("conditions", reason));
                 }
-                let waves = exec.upload(sinusoids(value * scale, *dim, *max_period), *dim)?;
+                let waves = exec.upload(&sinusoids(value * scale, *dim, *max_period), *dim)?;
                 exec.download(&exec.linear(&waves, &self.output_proj, Activation::Identity)?)
             }
             (ConditionerKind::Tensor { dim }, Condition::Sequence { values, mask }) => {
@@ -193,7 +193,7 @@ impl<E: Executor> Conditioner<E> {
                     return Err(Error::input("conditions", reason));
                 }
                 check_finite("conditions", values)?;
-                let rows = exec.upload(values.clone(), *dim)?;
+                let rows = exec.upload(values, *dim)?;
                 let rows = exec.linear(&rows, &self.output_proj, Activation::Identity)?;
                 let mut out = exec.download(&rows)?;
                 let width = self.learnt_padding.len();

@@ -79,23 +79,22 @@ impl DelayCache {
     }
 
     /// Ends the step: stores the tokens generated in it (streams from the first on) and returns
-    /// the newest frame of which all `tokens.len()` streams are known, if there is one.
-    pub fn finish(&mut self, tokens: &[i64]) -> Option<Vec<i64>> {
+    /// the newest frame of which all these streams are known, if there is one.
+    pub fn finish(
+        &mut self,
+        tokens: impl ExactSizeIterator<Item = i64>,
+    ) -> Option<impl ExactSizeIterator<Item = i64>> {
+        let streams = tokens.len();
         self.offset += 1;
-        for (stream, &token) in tokens.iter().enumerate() {
+        for (stream, token) in tokens.enumerate() {
             let at = self.slot(stream, self.offset);
             self.tokens[at] = token;
         }
         let max_delay = (self.slots - 2) as u64;
-        if self.offset <= max_delay {
-            return None;
-        }
-        let frame = self.offset - max_delay;
-        Some(
-            (0..tokens.len())
-                .map(|stream| self.tokens[self.slot(stream, frame + self.delays[stream] as u64)])
-                .collect(),
-        )
+        let frame = self.offset.checked_sub(max_delay).filter(|&frame| frame > 0)?;
+        let token =
+            move |stream: usize| self.tokens[self.slot(stream, frame + self.delays[stream] as u64)];
+        Some((0..streams).map(token))
     }
 
     pub(super) fn write(&self, writer: &mut Writer) {
@@ -132,13 +131,14 @@ mod tests {
     #[test]
     fn streams_enter_and_leave_with_their_delays() {
         let mut cache = DelayCache::new(vec![0, 0, 1, 0, 1], vec![900, 901, 902, 903, 904]);
-        let mut rows = Vec::new();
+        let mut rows: Vec<Option<Vec<i64>>> = Vec::new();
         let mut inputs = Vec::new();
         for call in 0..4 {
             cache.provide(3, 300 + call);
             cache.provide(4, 400 + call);
             inputs.push((0..5).map(|s| cache.input(s).unwrap()).collect::<Vec<_>>());
-            rows.push(cache.finish(&[call, 100 + call, 200 + call]));
+            let row = cache.finish([call, 100 + call, 200 + call].into_iter());
+            rows.push(row.map(Iterator::collect));
         }
         assert_eq!(inputs[0], [900, 901, 902, 903, 904]);
         assert_eq!(inputs[1], [0, 100, 902, 301, 904]);
@@ -152,13 +152,13 @@ mod tests {
     fn without_delay_every_call_returns_its_own_row() {
         let mut cache = DelayCache::new(vec![0, 0], vec![9, 9]);
         cache.provide(1, 5);
-        assert_eq!(cache.finish(&[4]), Some(vec![4]));
+        assert!(cache.finish([4].into_iter()).unwrap().eq([4]));
     }
 
     #[test]
     fn a_missing_token_is_an_error_not_a_token() {
         let mut cache = DelayCache::new(vec![0, 0], vec![9, 9]);
-        cache.finish(&[UNGENERATED_TOKEN]);
+        cache.finish([UNGENERATED_TOKEN].into_iter());
         assert!(cache.input(0).is_err());
     }
 }

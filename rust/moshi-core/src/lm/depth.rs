@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::exec::{Activation, AttentionPlan, Executor, Norm};
 use crate::lm::load::Loader;
 use crate::nn::{LAYER_NORM_EPS, Transformer, rms_norm_f32};
+use crate::scratch::Scratch;
 
 /// Weights of the depth transformer.
 pub(super) struct Depth<E: Executor> {
@@ -73,16 +74,17 @@ impl<E: Executor> Depth<E> {
     /// every lane. Codebooks must be asked for in order from 0.
     pub(super) fn step(
         &self,
-        exec: &E,
+        (exec, scratch): (&E, &Scratch),
         k: usize,
         hidden: &E::Buffer,
         previous: &[i64],
         lanes: &mut [&mut Lane<E>],
-    ) -> Result<Vec<f32>> {
+    ) -> Result<E::Buffer> {
         let set = self.schedule[k];
         let mut x = exec.linear(hidden, &self.input[set], Activation::Identity)?;
-        exec.add(&mut x, &self.embeddings[k].embed(exec, previous)?)?;
-        let plan = AttentionPlan::new(vec![k as u64; lanes.len()], 1, None, |_| 0);
+        exec.add(&mut x, &self.embeddings[k].embed((exec, scratch), previous)?)?;
+        let starts = scratch.list(lanes.len(), std::iter::repeat(k as u64));
+        let plan = AttentionPlan::new(scratch, starts, 1, None, |_| 0);
         let plan = exec.plan(plan)?;
         self.transformer.forward(
             exec,
@@ -95,6 +97,6 @@ impl<E: Executor> Depth<E> {
         if let Some(norm) = self.norms.get(k) {
             x = exec.norm(&x, norm)?;
         }
-        exec.download(&exec.linear(&x, &self.heads[k], Activation::Identity)?)
+        exec.linear(&x, &self.heads[k], Activation::Identity)
     }
 }

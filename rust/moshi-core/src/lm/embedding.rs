@@ -4,6 +4,7 @@ use super::delays::ZERO_TOKEN;
 use super::load::Loader;
 use crate::error::{Error, Result};
 use crate::exec::{Activation, Executor};
+use crate::scratch::Scratch;
 
 /// Embedding of one stream's tokens.
 pub(super) struct Embedding<E: Executor> {
@@ -57,21 +58,24 @@ impl<E: Executor> Embedding<E> {
     }
 
     /// `[rows, dim]` of one token per row.
-    pub(super) fn embed(&self, exec: &E, tokens: &[i64]) -> Result<E::Buffer> {
-        let look_up = |ids: Vec<Option<u32>>| exec.embed(&[&self.table], &ids);
+    pub(super) fn embed(
+        &self,
+        (exec, scratch): (&E, &Scratch),
+        tokens: &[i64],
+    ) -> Result<E::Buffer> {
+        let ids = |id: &dyn Fn(i64) -> Option<u32>| {
+            scratch.list(tokens.len(), tokens.iter().map(|&token| id(token)))
+        };
+        let look_up = |ids: &[Option<u32>]| exec.embed(&[&self.table], ids);
         match &self.projection {
-            Projection::Plain => look_up(tokens.iter().map(|&t| as_id(t)).collect()),
+            Projection::Plain => look_up(ids(&as_id)),
             Projection::LowRank(weight) => {
-                let rows = look_up(tokens.iter().map(|&t| as_id(t)).collect())?;
-                exec.linear(&rows, weight, Activation::Identity)
+                exec.linear(&look_up(ids(&as_id))?, weight, Activation::Identity)
             }
             Projection::Demux(first, second) => {
-                let zero = |t: i64| t == ZERO_TOKEN;
-                let left = tokens.iter().map(|&t| (!zero(t)).then(|| (t % self.rows) as u32));
-                let right = tokens.iter().map(|&t| as_id(t.max(0) / self.rows - 1));
-                let left = look_up(left.collect())?;
-                let mut sum = exec.linear(&left, first, Activation::Identity)?;
-                let right: Vec<Option<u32>> = right.collect();
+                let left = ids(&|t| (t != ZERO_TOKEN).then(|| (t % self.rows) as u32));
+                let right = ids(&|t| as_id(t.max(0) / self.rows - 1));
+                let mut sum = exec.linear(&look_up(left)?, first, Activation::Identity)?;
                 if right.iter().any(Option::is_some) {
                     exec.linear_add(&mut sum, &look_up(right)?, second, None)?;
                 }

@@ -4,7 +4,7 @@ use super::precision::{WeightType, storage_of};
 use crate::checkpoint::Catalog;
 use crate::config::TransformerShape;
 use crate::error::{Error, Result};
-use crate::exec::{Executor, HostMatrix, Norm};
+use crate::exec::{Executor, HostMatrix, Norm, Storage};
 use crate::nn::{
     CrossAttention, FeedForward, LAYER_NORM_EPS, Layer, Projections, Transformer, rms_norm_f32,
 };
@@ -21,15 +21,25 @@ impl<E: Executor> Loader<'_, E> {
     /// A matrix in the storage that its role and the wanted type give it.
     pub(super) fn matrix(&self, name: &str) -> Result<HostMatrix> {
         let matrix = self.catalog.matrix(name)?;
-        let storage = storage_of(name, matrix.cols, self.catalog.nearest_storage(name), self.dtype);
-        matrix.store(storage).ok_or_else(|| Error::Checkpoint {
-            path: self.catalog.path().into(),
-            reason: format!("tensor {name} has values too large for blocks of few bits"),
-        })
+        let storage = self.storage(name, &matrix);
+        matrix.store(storage).ok_or_else(|| self.too_large(name))
     }
 
     pub(super) fn weight(&self, name: &str) -> Result<E::Weight> {
-        self.exec.weight(self.matrix(name)?)
+        let matrix = self.catalog.matrix(name)?;
+        let storage = self.storage(name, &matrix);
+        self.exec.weight_in(matrix, storage)?.ok_or_else(|| self.too_large(name))
+    }
+
+    fn storage(&self, name: &str, matrix: &HostMatrix) -> Storage {
+        storage_of(name, matrix.cols, self.catalog.nearest_storage(name), self.dtype)
+    }
+
+    fn too_large(&self, name: &str) -> Error {
+        Error::Checkpoint {
+            path: self.catalog.path().into(),
+            reason: format!("tensor {name} has values too large for blocks of few bits"),
+        }
     }
 
     pub(super) fn vector(&self, name: &str) -> Result<E::Vector> {

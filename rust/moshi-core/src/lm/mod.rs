@@ -16,13 +16,15 @@ mod model;
 mod precision;
 mod sampling;
 mod state;
+mod step;
 mod traffic;
 
 pub use conditioning::{Condition, Conditions};
 pub use delays::{UNGENERATED_TOKEN, ZERO_TOKEN};
 pub use files::{LmFiles, LmMemory};
-pub use model::{LanguageModel, LmOptions, LmOutput, LmSlot, LmTrace, NoHooks, StepHooks};
+pub use model::{LanguageModel, LmOptions};
 pub use precision::WeightType;
 pub use sampling::{CounterRng, Sampling, sample};
 pub use state::{Guidance, LmState, LmStreamOptions};
+pub use step::{LmOutput, LmSlot, LmTrace, NoHooks, StepHooks};
 pub use traffic::LmTraffic;

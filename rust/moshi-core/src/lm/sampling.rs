@@ -117,26 +117,39 @@ impl CounterRng {
 /// Draws a token from `softmax(logits / temperature)` restricted to the `top_k` most probable
 /// ones (0: all), by inverting the cumulative distribution at `uniform`. Tokens are ordered by
 /// falling probability, then by index. Temperature 0 gives the first most probable token.
-pub fn sample(logits: &[f32], temperature: f64, top_k: usize, uniform: f64) -> usize {
+///
+/// `order` is memory for as many tokens as there are logits.
+///
+/// # Panics
+/// If there is less memory: a bug of the caller.
+pub fn sample(
+    logits: &[f32],
+    temperature: f64,
+    top_k: usize,
+    uniform: f64,
+    order: &mut [u32],
+) -> usize {
     let best = argmax(logits);
     if temperature <= 0.0 {
         return best;
     }
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    let by_probability = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+    let mut order = &mut order[..logits.len()];
+    order.iter_mut().zip(0..).for_each(|(place, token)| *place = token);
+    let logit = |token: u32| logits[token as usize];
+    let by_probability = |a: &u32, b: &u32| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b));
     if top_k > 0 && top_k < order.len() {
         order.select_nth_unstable_by(top_k - 1, by_probability);
-        order.truncate(top_k);
+        order = &mut order[..top_k];
     }
     order.sort_unstable_by(by_probability);
     let top = f64::from(logits[best]);
-    let weight = |i: usize| ((f64::from(logits[i]) - top) / temperature).exp();
+    let weight = |token: u32| ((f64::from(logit(token)) - top) / temperature).exp();
     let total: f64 = order.iter().map(|&i| weight(i)).sum();
     let mut left = uniform * total;
-    for &i in &order {
-        left -= weight(i);
+    for &token in &*order {
+        left -= weight(token);
         if left < 0.0 {
-            return i;
+            return token as usize;
         }
     }
     best
@@ -178,7 +191,7 @@ mod tests {
         let mut counts = [0u32; 5];
         let draws = 100_000;
         for step in 0..draws {
-            counts[sample(&logits, 0.5, 3, rng.uniform(step, 0))] += 1;
+            counts[sample(&logits, 0.5, 3, rng.uniform(step, 0), &mut [0; 5])] += 1;
         }
         let weights = [0.0, (2.0f64).exp(), (4.0f64).exp(), 0.0, (4.0f64).exp()];
         let total: f64 = weights.iter().sum();
@@ -191,15 +204,15 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_first_of_equals() {
-        assert_eq!(sample(&[1.0, 3.0, 3.0], 0.0, 0, 0.9), 1);
-        assert_eq!(sample(&[1.0, 3.0, 3.0], 1.0, 1, 0.999), 1);
+        assert_eq!(sample(&[1.0, 3.0, 3.0], 0.0, 0, 0.9, &mut []), 1);
+        assert_eq!(sample(&[1.0, 3.0, 3.0], 1.0, 1, 0.999, &mut [0; 3]), 1);
     }
 
     #[test]
     fn extreme_draws_stay_inside_the_kept_tokens() {
         let logits = [5.0, -80.0, 4.0];
         for uniform in [0.0, 0.5, 1.0 - f64::EPSILON] {
-            assert_ne!(sample(&logits, 0.8, 2, uniform), 1);
+            assert_ne!(sample(&logits, 0.8, 2, uniform, &mut [0; 3]), 1);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Latent to audio: learnt upsampling, transformer, SEANet decoder.
 
 use super::load::{Channels, Conv, Loader, ResidualBlock};
-use super::model::Positions;
 use super::state::{DecoderState, LaneShape};
+use super::window::Positions;
 use crate::config::MimiConfig;
 use crate::error::Result;
 use crate::exec::{Epilogue, Executor};
@@ -11,7 +11,7 @@ use crate::nn::Transformer;
 /// Weights of the decoder.
 pub(super) struct Decoder<E: Executor> {
     upsample: Conv<E>,
-    transformer: Transformer<E>,
+    pub(super) transformer: Transformer<E>,
     first: Conv<E>,
     stages: Vec<(Conv<E>, ResidualBlock<E>)>,
     last: Conv<E>,
@@ -60,7 +60,7 @@ impl<E: Executor> Decoder<E> {
         frames: usize,
         streams: &mut [&mut DecoderState<E>],
         positions: &Positions<'_>,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<E::Buffer> {
         let mut tails = 0..;
         let mut conv = |x: &E::Buffer,
                         conv: &Conv<E>,
@@ -74,7 +74,7 @@ impl<E: Executor> Decoder<E> {
         let mut x = conv(latent, &self.upsample, Epilogue::None, streams)?;
 
         let time = frames * positions.per_frame;
-        let plan = positions.plan(streams.iter().map(|s| s.lane.position).collect(), time);
+        let plan = positions.plan(streams.len(), streams.iter().map(|s| s.lane.position), time);
         let plan = exec.plan(plan)?;
         self.transformer.forward(
             exec,
@@ -95,7 +95,6 @@ impl<E: Executor> Decoder<E> {
             h = conv(&h, &residual.reduce, Epilogue::Elu, streams)?;
             h = conv(&h, &residual.expand, Epilogue::AddElu(&x), streams)?;
         }
-        let pcm = conv(&h, &self.last, Epilogue::None, streams)?;
-        exec.download(&pcm)
+        conv(&h, &self.last, Epilogue::None, streams)
     }
 }

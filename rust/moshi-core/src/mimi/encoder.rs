@@ -1,8 +1,8 @@
 //! Audio to latent: SEANet encoder, transformer, learnt downsampling.
 
 use super::load::{Conv, Loader, ResidualBlock};
-use super::model::Positions;
 use super::state::{EncoderState, LaneShape};
+use super::window::Positions;
 use crate::config::MimiConfig;
 use crate::error::Result;
 use crate::exec::{Epilogue, Executor};
@@ -13,7 +13,7 @@ pub(super) struct Encoder<E: Executor> {
     first: Conv<E>,
     stages: Vec<(ResidualBlock<E>, Conv<E>)>,
     last: Conv<E>,
-    transformer: Transformer<E>,
+    pub(super) transformer: Transformer<E>,
     downsample: Conv<E>,
 }
 
@@ -54,7 +54,7 @@ impl<E: Executor> Encoder<E> {
     pub(super) fn forward(
         &self,
         exec: &E,
-        pcm: Vec<f32>,
+        pcm: &[f32],
         streams: &mut [&mut EncoderState<E>],
         frames: usize,
         positions: &Positions<'_>,
@@ -79,7 +79,7 @@ impl<E: Executor> Encoder<E> {
         let mut x = conv(&h, &self.last, Epilogue::None, streams)?;
 
         let time = frames * positions.per_frame;
-        let plan = positions.plan(streams.iter().map(|s| s.lane.position).collect(), time);
+        let plan = positions.plan(streams.len(), streams.iter().map(|s| s.lane.position), time);
         let plan = exec.plan(plan)?;
         self.transformer.forward(
             exec,

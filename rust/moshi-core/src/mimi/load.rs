@@ -1,5 +1,6 @@
 //! From canonical tensors to the codec's weights in an executor's form.
 
+use super::model::MimiMode;
 use crate::checkpoint::Catalog;
 use crate::config::MimiConfig;
 use crate::error::Result;
@@ -11,6 +12,7 @@ pub(super) struct Loader<'a, E> {
     pub(super) exec: &'a E,
     pub(super) catalog: &'a Catalog<'a>,
     pub(super) config: &'a MimiConfig,
+    pub(super) mode: MimiMode,
 }
 
 impl<E: Executor> Loader<'_, E> {
@@ -23,7 +25,7 @@ impl<E: Executor> Loader<'_, E> {
         let bias = self.catalog.shape(&bias_name).is_some();
         let bias = bias.then(|| self.catalog.read(&bias_name)).transpose()?;
         let [outputs, inputs, kernel] = shape[..] else { unreachable!("shapes are checked") };
-        self.build(HostConv { outputs, inputs, kernel, stride, weight, bias })
+        self.build(HostConv::new([outputs, inputs, kernel], stride, weight, bias))
     }
 
     /// A transposed convolution of `2 * stride` taps, stored as `[input, output / groups, tap]`.
@@ -60,19 +62,14 @@ impl<E: Executor> Loader<'_, E> {
         let bias = self.catalog.shape(&bias_name).is_some();
         let bias = bias.then(|| self.catalog.read(&bias_name)).transpose()?;
         let bias = bias.map(|bias| bias.repeat(stride));
-        let mut conv = self.build(HostConv {
-            outputs: stride * outputs,
-            inputs,
-            kernel: 2,
-            stride: 1,
-            weight,
-            bias,
-        })?;
+        let shape = [stride * outputs, inputs, 2];
+        let mut conv = self.build(HostConv::new(shape, 1, weight, bias))?;
         conv.output_width = outputs;
         Ok(conv)
     }
 
     fn build(&self, conv: HostConv) -> Result<Conv<E>> {
+        let conv = conv.store(self.mode.storage());
         let (history, input_width, output_width) = (conv.history(), conv.inputs, conv.outputs);
         Ok(Conv { weights: self.exec.conv(conv)?, history, input_width, output_width })
     }
@@ -97,7 +94,9 @@ impl<E: Executor> Loader<'_, E> {
     }
 
     pub(super) fn weight(&self, name: &str) -> Result<E::Weight> {
-        self.exec.weight(self.catalog.matrix(name)?.widened())
+        let matrix = self.catalog.matrix(name)?.widened();
+        let matrix = matrix.store(self.mode.storage()).expect("any width fits floats");
+        self.exec.weight(matrix)
     }
 
     fn layer(&self, prefix: &str) -> Result<Layer<E>> {

@@ -8,11 +8,15 @@
 mod decoder;
 mod encoder;
 mod load;
+mod memory;
 mod model;
 mod quantizer;
 mod state;
 mod traffic;
+mod window;
 
-pub use model::{Mimi, MimiMemory, MimiOptions, MimiParts, Window};
+pub use memory::MimiMemory;
+pub use model::{Mimi, MimiMode, MimiOptions, MimiParts};
 pub use state::{DecoderState, EncoderState};
 pub use traffic::MimiTraffic;
+pub use window::Window;

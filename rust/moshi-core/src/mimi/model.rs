@@ -5,56 +5,16 @@ use super::encoder::Encoder;
 use super::load::Loader;
 use super::quantizer::Quantizer;
 use super::state::{DecoderState, EncoderState};
+use super::window::{Positions, Window};
 use crate::checkpoint::{Catalog, Fingerprint, SourceFile, TensorFile, layout};
 use crate::config::MimiConfig;
 use crate::error::{Error, Result, check_finite};
-use crate::exec::{AttentionPlan, Executor, Rotary, RotaryStyle};
+use crate::exec::{Executor, Rotary, RotaryStyle, Storage};
+use crate::nn::Transformer;
+use crate::scratch::{Scratch, Spare, Taken};
 
 /// Frames per call of the offline paths: amortises weight reads, bounds memory.
 const OFFLINE_CHUNK_FRAMES: usize = 8;
-
-/// Which past positions the transformers of the codec see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Window {
-    /// The last `context` positions before the end of the query's frame, the rule of the
-    /// original's streaming mode: the first position of a frame sees one key less than the last.
-    Moshi {
-        /// Positions.
-        context: usize,
-    },
-    /// This many positions up to and including the query, the rule of the original's offline mode.
-    Last(usize),
-}
-
-impl Window {
-    /// Lowest visible position of a query.
-    fn lowest(self, position: u64, positions_per_frame: u64) -> u64 {
-        match self {
-            Self::Last(count) => (position + 1).saturating_sub(count as u64),
-            Self::Moshi { context } => {
-                let end = position - position % positions_per_frame + positions_per_frame;
-                // A window shorter than a frame would hide a query from itself.
-                end.saturating_sub(context as u64).min(position)
-            }
-        }
-    }
-}
-
-/// How positions of the transformers turn into what attention sees.
-pub(super) struct Positions<'a> {
-    window: Window,
-    rotary: &'a Rotary,
-    /// Positions per code frame.
-    pub(super) per_frame: usize,
-}
-
-impl Positions<'_> {
-    /// Plans `time` new positions of streams that stand at `starts`.
-    pub(super) fn plan(&self, starts: Vec<u64>, time: usize) -> AttentionPlan {
-        let lowest = |position| self.window.lowest(position, self.per_frame as u64);
-        AttentionPlan::new(starts, time, Some(self.rotary), lowest)
-    }
-}
 
 /// Which halves of the codec to load.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +28,27 @@ pub enum MimiParts {
     Decoder,
 }
 
+/// How a codec keeps its weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MimiMode {
+    /// In f32: codes are those of the original.
+    #[default]
+    Exact,
+    /// Convolutions, transformers and projections in bf16, which halves what a frame reads;
+    /// codebooks and arithmetic stay in f32. Few codes of the first codebook differ.
+    Fast,
+}
+
+impl MimiMode {
+    /// Storage of the weights that multiply.
+    pub(super) fn storage(self) -> Storage {
+        match self {
+            Self::Exact => Storage::F32,
+            Self::Fast => Storage::Bf16,
+        }
+    }
+}
+
 /// How to load a codec.
 #[derive(Clone, Copy, Debug)]
 pub struct MimiOptions {
@@ -79,55 +60,18 @@ pub struct MimiOptions {
     pub window: Option<usize>,
     /// Window of the streaming paths equals that of the offline ones.
     pub exact: bool,
+    /// Storage of the weights.
+    pub mode: MimiMode,
 }
 
 impl Default for MimiOptions {
     fn default() -> Self {
-        Self { num_codebooks: 8, parts: MimiParts::Both, window: None, exact: false }
-    }
-}
-
-/// Bytes that a codec takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MimiMemory {
-    /// Its weights, in f32.
-    pub weight_bytes: u64,
-    /// Keys and values of one stream.
-    pub stream_bytes: u64,
-}
-
-impl MimiMemory {
-    /// Computes it from the config; tails of convolutions (below 1 MB) are left out.
-    pub fn of(config: &MimiConfig, options: &MimiOptions) -> Self {
-        let first_unused = options.num_codebooks.saturating_sub(1);
-        let unused = |name: &str| {
-            let rest = name.strip_prefix("quantizer.rvq_rest.vq.layers.");
-            let level = rest.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-            level.is_some_and(|level| level >= first_unused)
-                || match options.parts {
-                    MimiParts::Both => false,
-                    MimiParts::Encoder => name.starts_with("decoder") || name.starts_with("up"),
-                    MimiParts::Decoder => name.starts_with("encoder") || name.starts_with("down"),
-                }
-        };
-        let used = layout::mimi(config).into_iter().filter(|tensor| !unused(&tensor.name));
-        // A config may ask for more than there are bytes in the world; no file will have it.
-        let bytes_of = |sizes: &[usize]| {
-            let value_bytes = size_of::<f32>() as u64;
-            sizes.iter().fold(value_bytes, |bytes, &size| bytes.saturating_mul(size as u64))
-        };
-        let weight_bytes = used.map(|tensor| bytes_of(&tensor.shapes[0]));
-        let sides = if options.parts == MimiParts::Both { 2 } else { 1 };
-        let window = options.window.unwrap_or(config.context);
         Self {
-            weight_bytes: weight_bytes.fold(0, u64::saturating_add),
-            stream_bytes: bytes_of(&[
-                sides,
-                config.num_layers,
-                2,
-                config.heads.key_width(),
-                window,
-            ]),
+            num_codebooks: 8,
+            parts: MimiParts::Both,
+            window: None,
+            exact: false,
+            mode: MimiMode::default(),
         }
     }
 }
@@ -144,6 +88,7 @@ pub struct Mimi<E: Executor> {
     decoder: Option<Decoder<E>>,
     quantizer: Quantizer<E>,
     fingerprint: Fingerprint,
+    scratch: Spare<Scratch>,
 }
 
 impl<E: Executor> Mimi<E> {
@@ -160,7 +105,9 @@ impl<E: Executor> Mimi<E> {
     ) -> Result<Self> {
         let file = TensorFile::open(file)?;
         let catalog = Catalog::mimi(&file, config.heads.query)?;
-        Self::from_catalog(exec, &catalog, config, options)
+        let codec = Self::from_catalog(exec, &catalog, config, options)?;
+        codec.tune()?;
+        Ok(codec)
     }
 
     /// Loads the weights of a catalogue, whose tensors must be exactly those of the config.
@@ -188,7 +135,7 @@ impl<E: Executor> Mimi<E> {
             _ => offline_window,
         };
         catalog.check(&layout::mimi(config))?;
-        let loader = Loader { exec, catalog, config };
+        let loader = Loader { exec, catalog, config, mode: options.mode };
         let (encode, decode) =
             (options.parts != MimiParts::Decoder, options.parts != MimiParts::Encoder);
         let mut config = config.clone();
@@ -212,10 +159,29 @@ impl<E: Executor> Mimi<E> {
             quantizer,
             fingerprint: Fingerprint::of(
                 &catalog.files(),
-                &[&format!("{config:?} {num_codebooks} {streaming_window:?}")],
+                &[&match options.mode {
+                    MimiMode::Exact => format!("{config:?} {num_codebooks} {streaming_window:?}"),
+                    mode => format!("{config:?} {num_codebooks} {streaming_window:?} {mode:?}"),
+                }],
             ),
             config,
+            scratch: Spare::default(),
         })
+    }
+
+    /// Lets the executor measure how to run this codec best, see [`Executor::tune`].
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn tune(&self) -> Result<()> {
+        self.exec.tune(&self.step_weights())
+    }
+
+    /// The matrices that a step reads most of.
+    pub(crate) fn step_weights(&self) -> Vec<&E::Weight> {
+        let encoder = self.encoder.iter().map(|encoder| &encoder.transformer);
+        let decoder = self.decoder.iter().map(|decoder| &decoder.transformer);
+        encoder.chain(decoder).flat_map(Transformer::weights).collect()
     }
 
     /// The config, with the window in force as `context`.
@@ -269,11 +235,29 @@ impl<E: Executor> Mimi<E> {
         streams: &mut [&mut EncoderState<E>],
         pcm: &[f32],
     ) -> Result<Vec<u32>> {
+        let mut codes = Vec::new();
+        self.encode_step_into(streams, pcm, &mut codes)?;
+        Ok(codes)
+    }
+
+    /// As [`Mimi::encode_step`], replacing the contents of `codes`: without allocation once it is
+    /// as long.
+    ///
+    /// # Errors
+    /// As [`Mimi::encode_step`].
+    pub fn encode_step_into(
+        &self,
+        streams: &mut [&mut EncoderState<E>],
+        pcm: &[f32],
+        codes: &mut Vec<u32>,
+    ) -> Result<()> {
+        codes.clear();
         if streams.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
-        let latent = self.latent_step(streams, pcm, 1, self.streaming_window)?;
-        self.quantizer.encode(&self.exec, &latent, self.num_codebooks)
+        let scratch = &self.scratch();
+        let latent = self.latent_step(scratch, streams, pcm, 1, self.streaming_window)?;
+        self.codes_of(scratch, &latent, streams.len(), codes)
     }
 
     /// Decodes one frame of every stream: `codes` is `[stream, count]` with `count` codebooks per
@@ -287,12 +271,30 @@ impl<E: Executor> Mimi<E> {
         streams: &mut [&mut DecoderState<E>],
         codes: &[u32],
     ) -> Result<Vec<f32>> {
+        let mut pcm = Vec::new();
+        self.decode_step_into(streams, codes, &mut pcm)?;
+        Ok(pcm)
+    }
+
+    /// As [`Mimi::decode_step`], replacing the contents of `pcm`: without allocation once it is as
+    /// long.
+    ///
+    /// # Errors
+    /// As [`Mimi::decode_step`].
+    pub fn decode_step_into(
+        &self,
+        streams: &mut [&mut DecoderState<E>],
+        codes: &[u32],
+        pcm: &mut Vec<f32>,
+    ) -> Result<()> {
+        pcm.clear();
         if streams.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         let count = self.check_codes(codes, streams.len())?;
-        let latent = self.quantizer.decode(&self.exec, codes, count)?;
-        self.pcm_step(streams, &latent, 1, self.streaming_window)
+        let scratch = &self.scratch();
+        let latent = self.quantizer.decode((&self.exec, scratch), codes, count)?;
+        self.pcm_step(scratch, streams, &latent, 1, self.streaming_window, pcm)
     }
 
     /// Decodes one frame of latents (`[stream, dimension]`) of every stream.
@@ -305,8 +307,11 @@ impl<E: Executor> Mimi<E> {
         latent: &[f32],
     ) -> Result<Vec<f32>> {
         self.check_latent(latent, streams.len())?;
-        let latent = self.exec.upload(latent.to_vec(), self.config.dimension())?;
-        self.pcm_step(streams, &latent, 1, self.streaming_window)
+        let latent = self.exec.upload(latent, self.config.dimension())?;
+        let mut pcm = Vec::new();
+        let scratch = &self.scratch();
+        self.pcm_step(scratch, streams, &latent, 1, self.streaming_window, &mut pcm)?;
+        Ok(pcm)
     }
 
     /// Encodes a whole recording: zero-padded to whole frames, `[frame, num_codebooks]`.
@@ -315,9 +320,8 @@ impl<E: Executor> Mimi<E> {
     /// [`Error::Input`] for samples that are not finite.
     pub fn encode(&self, pcm: &[f32]) -> Result<Vec<u32>> {
         let mut codes = Vec::new();
-        self.latents(pcm, |latent| {
-            codes.extend(self.quantizer.encode(&self.exec, &latent, self.num_codebooks)?);
-            Ok(())
+        self.latents(pcm, |scratch, latent, frames| {
+            self.codes_of(scratch, latent, frames, &mut codes)
         })?;
         Ok(codes)
     }
@@ -328,8 +332,8 @@ impl<E: Executor> Mimi<E> {
     /// As [`Mimi::encode`].
     pub fn encode_to_latent(&self, pcm: &[f32]) -> Result<Vec<f32>> {
         let mut latents = Vec::new();
-        self.latents(pcm, |latent| {
-            latents.extend(self.exec.download(&latent)?);
+        self.latents(pcm, |_, latent, _| {
+            latents.extend_from_slice(&self.exec.values(latent)?);
             Ok(())
         })?;
         Ok(latents)
@@ -343,11 +347,12 @@ impl<E: Executor> Mimi<E> {
         self.encoder()?;
         let frames = latents.len() / self.config.dimension();
         self.check_latent(latents, frames)?;
-        if frames == 0 {
-            return Ok(Vec::new());
+        let mut codes = Vec::new();
+        if frames > 0 {
+            let latent = self.exec.upload(latents, self.config.dimension())?;
+            self.codes_of(&self.scratch(), &latent, frames, &mut codes)?;
         }
-        let latent = self.exec.upload(latents.to_vec(), self.config.dimension())?;
-        self.quantizer.encode(&self.exec, &latent, self.num_codebooks)
+        Ok(codes)
     }
 
     /// Latents `[frame, dimension]` of codes `[frame, count]`.
@@ -360,7 +365,8 @@ impl<E: Executor> Mimi<E> {
             return Ok(Vec::new());
         }
         let count = self.check_codes(codes, frames)?;
-        self.exec.download(&self.quantizer.decode(&self.exec, codes, count)?)
+        let scratch = &self.scratch();
+        self.exec.download(&self.quantizer.decode((&self.exec, scratch), codes, count)?)
     }
 
     /// Decodes whole recordings' codes `[frame, count]` to `frames * frame_samples` samples.
@@ -384,14 +390,20 @@ impl<E: Executor> Mimi<E> {
         let mut state = DecoderState::new(&self.exec, shape)?;
         let mut pcm = Vec::new();
         for chunk in latents.chunks(dim * OFFLINE_CHUNK_FRAMES) {
-            let latent = self.exec.upload(chunk.to_vec(), dim)?;
-            let frames = chunk.len() / dim;
-            pcm.extend(self.pcm_step(&mut [&mut state], &latent, frames, self.offline_window)?);
+            let latent = self.exec.upload(chunk, dim)?;
+            let (frames, window) = (chunk.len() / dim, self.offline_window);
+            let streams = &mut [&mut state];
+            self.pcm_step(&self.scratch(), streams, &latent, frames, window, &mut pcm)?;
         }
         Ok(pcm)
     }
 
-    fn latents(&self, pcm: &[f32], mut each: impl FnMut(E::Buffer) -> Result<()>) -> Result<()> {
+    /// Calls `each` with the latents of every chunk of a recording and their number.
+    fn latents(
+        &self,
+        pcm: &[f32],
+        mut each: impl FnMut(&Scratch, &E::Buffer, usize) -> Result<()>,
+    ) -> Result<()> {
         let encoder = self.encoder()?;
         check_finite("pcm", pcm)?;
         let shape = encoder.lane_shape(&self.config, OFFLINE_CHUNK_FRAMES);
@@ -401,13 +413,30 @@ impl<E: Executor> Mimi<E> {
             let frames = chunk.len().div_ceil(frame);
             let mut chunk = chunk.to_vec();
             chunk.resize(frames * frame, 0.0);
-            each(self.latent_step(&mut [&mut state], &chunk, frames, self.offline_window)?)?;
+            let (scratch, streams) = (&self.scratch(), &mut [&mut state]);
+            let latent = self.latent_step(scratch, streams, &chunk, frames, self.offline_window)?;
+            each(scratch, &latent, frames)?;
         }
         Ok(())
     }
 
+    /// Appends the codes of `frames` latents.
+    fn codes_of(
+        &self,
+        scratch: &Scratch,
+        latent: &E::Buffer,
+        frames: usize,
+        codes: &mut Vec<u32>,
+    ) -> Result<()> {
+        let done = codes.len();
+        codes.resize(done + frames * self.num_codebooks, 0);
+        let (exec, count) = (&self.exec, self.num_codebooks);
+        self.quantizer.encode((exec, scratch), latent, count, &mut codes[done..])
+    }
+
     fn latent_step(
         &self,
+        scratch: &Scratch,
         streams: &mut [&mut EncoderState<E>],
         pcm: &[f32],
         frames: usize,
@@ -425,21 +454,34 @@ impl<E: Executor> Mimi<E> {
             return Err(Error::input("pcm", reason));
         }
         check_finite("pcm", pcm)?;
-        encoder.forward(&self.exec, pcm.to_vec(), streams, frames, &self.positions(window))
+        encoder.forward(&self.exec, pcm, streams, frames, &self.positions(scratch, window))
     }
 
+    /// Appends the samples of `frames` latents.
     fn pcm_step(
         &self,
+        scratch: &Scratch,
         streams: &mut [&mut DecoderState<E>],
         latent: &E::Buffer,
         frames: usize,
         window: Window,
-    ) -> Result<Vec<f32>> {
-        self.decoder()?.forward(&self.exec, latent, frames, streams, &self.positions(window))
+        pcm: &mut Vec<f32>,
+    ) -> Result<()> {
+        let positions = self.positions(scratch, window);
+        let buffer = self.decoder()?.forward(&self.exec, latent, frames, streams, &positions)?;
+        pcm.extend_from_slice(&self.exec.values(&buffer)?);
+        Ok(())
     }
 
-    fn positions(&self, window: Window) -> Positions<'_> {
-        Positions { window, rotary: &self.rotary, per_frame: self.config.positions_per_frame }
+    fn scratch(&self) -> Taken<'_, Scratch> {
+        let mut scratch = self.scratch.take();
+        scratch.reset();
+        scratch
+    }
+
+    fn positions<'a>(&'a self, scratch: &'a Scratch, window: Window) -> Positions<'a> {
+        let per_frame = self.config.positions_per_frame;
+        Positions { window, rotary: &self.rotary, scratch, per_frame }
     }
 
     fn encoder(&self) -> Result<&Encoder<E>> {

@@ -4,6 +4,7 @@
 use super::load::Loader;
 use crate::error::Result;
 use crate::exec::{Activation, Executor, HostMatrix};
+use crate::scratch::Scratch;
 
 /// Below this usage a codebook entry's embedding is divided by this value instead.
 const MIN_USAGE: f32 = 1e-5;
@@ -48,26 +49,41 @@ impl<E: Executor> Quantizer<E> {
     }
 
     /// Latents `[frame, dimension]` to codes `[frame][codebook]`, the first `count` codebooks.
-    pub(super) fn encode(&self, exec: &E, latent: &E::Buffer, count: usize) -> Result<Vec<u32>> {
-        let mut columns = Vec::with_capacity(count);
+    pub(super) fn encode(
+        &self,
+        (exec, scratch): (&E, &Scratch),
+        latent: &E::Buffer,
+        count: usize,
+        codes: &mut [u32],
+    ) -> Result<()> {
+        let frames = codes.len() / count;
+        let column = scratch.list(frames, std::iter::repeat(0));
+        let mut done = 0;
         for branch in &self.branches {
-            let wanted = branch.codebooks.len().min(count - columns.len());
+            let wanted = branch.codebooks.len().min(count - done);
             if wanted == 0 {
                 break;
             }
             let input_proj = branch.input_proj.as_ref().expect("the encoder is loaded");
             let mut residual = exec.linear(latent, input_proj, Activation::Identity)?;
             for codebook in &branch.codebooks[..wanted] {
-                columns.push(exec.quantise(&mut residual, codebook)?);
+                exec.quantise(&mut residual, codebook, column)?;
+                for (frame, &code) in codes.chunks_exact_mut(count).zip(&*column) {
+                    frame[done] = code;
+                }
+                done += 1;
             }
         }
-        let frames = columns[0].len();
-        let by_frame = (0..frames).flat_map(|frame| columns.iter().map(move |c| c[frame]));
-        Ok(by_frame.collect())
+        Ok(())
     }
 
     /// Codes `[frame][codebook]` of the first `count` codebooks to latents.
-    pub(super) fn decode(&self, exec: &E, codes: &[u32], count: usize) -> Result<E::Buffer> {
+    pub(super) fn decode(
+        &self,
+        (exec, scratch): (&E, &Scratch),
+        codes: &[u32],
+        count: usize,
+    ) -> Result<E::Buffer> {
         let mut latent: Option<E::Buffer> = None;
         let mut done = 0;
         for branch in &self.branches {
@@ -75,12 +91,11 @@ impl<E: Executor> Quantizer<E> {
             if wanted == 0 {
                 break;
             }
-            let tables: Vec<&E::Table> = branch.codebooks[..wanted].iter().collect();
-            let ids: Vec<Option<u32>> = codes
+            let tables = scratch.list(wanted, &branch.codebooks[..wanted]);
+            let ids = codes
                 .chunks_exact(count)
-                .flat_map(|frame| frame[done..done + wanted].iter().map(|&code| Some(code)))
-                .collect();
-            let sum = exec.embed(&tables, &ids)?;
+                .flat_map(|frame| frame[done..done + wanted].iter().map(|&code| Some(code)));
+            let sum = exec.embed(tables, scratch.list(codes.len() / count * wanted, ids))?;
             let output_proj = branch.output_proj.as_ref().expect("the decoder is loaded");
             match &mut latent {
                 None => latent = Some(exec.linear(&sum, output_proj, Activation::Identity)?),

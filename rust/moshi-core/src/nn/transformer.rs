@@ -75,6 +75,17 @@ impl<E: Executor> Transformer<E> {
         Heads { key: self.heads.query, ..self.heads }
     }
 
+    /// The matrices that every step multiplies.
+    pub(crate) fn weights(&self) -> impl Iterator<Item = &E::Weight> {
+        self.layers.iter().flat_map(|layer| &layer.sets).flat_map(|set| {
+            let [first, second] = match &set.feed_forward {
+                FeedForward::Gated { linear_in, linear_out } => [linear_in, linear_out],
+                FeedForward::Plain { linear1, linear2 } => [linear1, linear2],
+            };
+            [&set.in_proj, &set.out_proj, first, second]
+        })
+    }
+
     /// Runs the rows of `x` through all layers with weight set `set`.
     ///
     /// `ring(stream, layer)` and `memory(stream, layer)` find a stream's state.
@@ -82,7 +93,7 @@ impl<E: Executor> Transformer<E> {
         &self,
         exec: &E,
         x: &mut E::Buffer,
-        (set, plan): (usize, &E::Plan),
+        (set, plan): (usize, &E::Plan<'_>),
         streams: &mut [S],
         ring: impl Fn(&mut S, usize) -> &mut E::Ring,
         memory: impl Fn(&S, usize) -> Option<&E::Ring>,

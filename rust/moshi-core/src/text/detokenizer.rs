@@ -5,8 +5,13 @@ use super::Piece;
 /// Bytes of a character that is not complete yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Detokenizer {
-    pending: Vec<u8>,
+    /// The first `count` are pending, the others 0.
+    bytes: [u8; LONGEST_CHARACTER],
+    count: usize,
 }
+
+/// Bytes of the longest character in UTF-8.
+const LONGEST_CHARACTER: usize = 4;
 
 impl Detokenizer {
     /// From pending bytes of a snapshot; anything that cannot begin a character is dropped.
@@ -20,49 +25,66 @@ impl Detokenizer {
 
     /// Bytes waiting for the rest of their character: at most three.
     pub fn pending(&self) -> &[u8] {
-        &self.pending
+        &self.bytes[..self.count]
     }
 
     /// Adds a token and returns the text that is now certain. Bytes that cannot become a
     /// character turn into U+FFFD.
     pub fn push(&mut self, piece: &Piece) -> String {
+        let mut out = String::new();
+        self.push_into(piece, &mut out);
+        out
+    }
+
+    /// As [`Detokenizer::push`], appending to `out`.
+    pub fn push_into(&mut self, piece: &Piece, out: &mut String) {
         match piece {
-            Piece::Control => String::new(),
+            Piece::Control => {}
             Piece::Text(text) => {
-                let mut out = self.finish();
+                self.give_up(out);
                 out.push_str(text);
-                out
             }
             Piece::Byte(byte) => {
-                self.pending.push(*byte);
-                self.complete()
+                self.bytes[self.count] = *byte;
+                self.count += 1;
+                self.complete(out);
             }
         }
     }
 
     /// Gives up on an incomplete character: U+FFFD if there is one, else nothing.
     pub fn finish(&mut self) -> String {
-        if self.pending.is_empty() {
-            return String::new();
-        }
-        self.pending.clear();
-        char::REPLACEMENT_CHARACTER.into()
+        let mut out = String::new();
+        self.give_up(&mut out);
+        out
     }
 
-    fn complete(&mut self) -> String {
-        let mut out = String::new();
+    fn give_up(&mut self, out: &mut String) {
+        if self.count > 0 {
+            self.drop_first(self.count);
+            out.push(char::REPLACEMENT_CHARACTER);
+        }
+    }
+
+    fn complete(&mut self, out: &mut String) {
         loop {
-            let (valid, invalid) = match std::str::from_utf8(&self.pending) {
+            let (valid, invalid) = match std::str::from_utf8(self.pending()) {
                 Ok(text) => (text.len(), None),
                 Err(error) => (error.valid_up_to(), error.error_len()),
             };
-            let text = std::str::from_utf8(&self.pending[..valid]).expect("checked above");
+            let text = std::str::from_utf8(&self.pending()[..valid]).expect("checked above");
             out.push_str(text);
-            self.pending.drain(..valid);
-            let Some(invalid) = invalid else { return out };
+            self.drop_first(valid);
+            let Some(invalid) = invalid else { return };
             out.push(char::REPLACEMENT_CHARACTER);
-            self.pending.drain(..invalid);
+            self.drop_first(invalid);
         }
+    }
+
+    fn drop_first(&mut self, count: usize) {
+        self.bytes.copy_within(count..self.count, 0);
+        self.count -= count;
+        self.bytes[self.count..].fill(0);
     }
 }
 

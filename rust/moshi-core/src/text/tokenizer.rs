@@ -24,6 +24,7 @@ pub struct Tokenizer {
     file: SourceFile,
     processor: SentencePieceProcessor,
     pieces: Vec<Piece>,
+    longest_text: usize,
 }
 
 impl Tokenizer {
@@ -55,7 +56,12 @@ impl Tokenizer {
         if pieces.is_empty() {
             return Err(bad("it has no pieces".into()));
         }
-        Ok(Self { file, processor, pieces })
+        let text_bytes = |piece: &Piece| match piece {
+            Piece::Text(text) => text.len(),
+            Piece::Byte(_) | Piece::Control => 0,
+        };
+        let longest_text = pieces.iter().map(text_bytes).max().unwrap_or(0);
+        Ok(Self { file, processor, pieces, longest_text })
     }
 
     /// The file.
@@ -66,6 +72,11 @@ impl Tokenizer {
     /// Number of tokens.
     pub fn vocab_size(&self) -> usize {
         self.pieces.len()
+    }
+
+    /// Bytes of the longest text that one token stands for.
+    pub fn longest_text(&self) -> usize {
+        self.longest_text
     }
 
     /// What a token stands for; tokens beyond the vocabulary are markers.

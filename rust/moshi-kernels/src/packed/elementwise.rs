@@ -9,6 +9,7 @@
 
 use super::Kernels;
 use crate::isa::Isa;
+use crate::scalar::{LANES, sum_lanes};
 
 impl Kernels {
     /// Exponential linear unit with alpha 1, in place.
@@ -71,17 +72,8 @@ fn sum(count: usize, term: impl Fn(usize) -> f32) -> f32 {
     for (lane, total) in lanes.iter_mut().enumerate().take(count - whole) {
         *total += term(whole + lane);
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+    sum_lanes(lanes)
 }
-
-const LANES: usize = 16;
 
 #[inline(always)]
 fn exp(x: f32) -> f32 {

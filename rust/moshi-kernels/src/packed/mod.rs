@@ -40,10 +40,13 @@ mod outputs;
 mod pack;
 mod products;
 mod ring;
+mod rows;
 #[cfg(test)]
 mod tests;
 
 use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use activations::Quantised;
 pub use ring::{PackedRing, RingFormat};
@@ -56,6 +59,7 @@ use outputs::Outputs;
 use pack::pack_row;
 pub use products::FloatRows;
 use products::{BLOCK, Lane16, Lane32, PANEL, Tile4, Tile4Affine, Tile8};
+use rows::Rows;
 
 /// How a packed matrix stores its weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +145,7 @@ impl Kernels {
 }
 
 impl PackedMatrix {
-    /// Packs a matrix `[rows, cols]`. Blocks must be those of whole rows.
+    /// Packs a matrix `[rows, cols]`, with one thread. Blocks must be those of whole rows.
     ///
     /// # Errors
     /// When there is no memory for it.
@@ -154,17 +158,81 @@ impl PackedMatrix {
         cols: usize,
         matrix: MatrixRef<'_>,
     ) -> io::Result<Self> {
+        Self::pack_on((arena, &Pool::new(1)), rows, cols, matrix)
+    }
+
+    /// As [`PackedMatrix::pack`], on the threads of a pool.
+    ///
+    /// # Errors
+    /// As [`PackedMatrix::pack`].
+    ///
+    /// # Panics
+    /// As [`PackedMatrix::pack`].
+    pub fn pack_on(
+        (arena, pool): (&Arena, &Pool),
+        rows: usize,
+        cols: usize,
+        matrix: MatrixRef<'_>,
+    ) -> io::Result<Self> {
+        Self::pack_panels((arena, pool), rows, cols, Packing::of(matrix), matrix, |panel, range| {
+            for (lane, row) in range.enumerate() {
+                pack_row(panel, lane, matrix, row, cols);
+            }
+        })
+    }
+
+    /// As [`PackedMatrix::pack_on`], after rounding to blocks of `format`; `None` when values are too
+    /// large for them. Rows must be whole blocks.
+    ///
+    /// # Errors
+    /// As [`PackedMatrix::pack`].
+    ///
+    /// # Panics
+    /// As [`PackedMatrix::pack`].
+    pub fn pack_rounded(
+        (arena, pool): (&Arena, &Pool),
+        rows: usize,
+        cols: usize,
+        matrix: MatrixRef<'_>,
+        format: BlockFormat,
+    ) -> io::Result<Option<Self>> {
+        let too_large = AtomicBool::new(false);
+        let packing = Packing::of(MatrixRef::Blocks(format, &[]));
+        let pack = |panel: &mut [u8], range: Range<usize>| {
+            let mut values = vec![0.0; cols];
+            for (lane, row) in range.enumerate() {
+                matrix.row(row, cols, &mut values);
+                match format.encode(&values) {
+                    Some(blocks) => {
+                        pack_row(panel, lane, MatrixRef::Blocks(format, &blocks), 0, cols);
+                    }
+                    None => too_large.store(true, Ordering::Relaxed),
+                }
+            }
+        };
+        let packed = Self::pack_panels((arena, pool), rows, cols, packing, matrix, pack)?;
+        Ok((!too_large.into_inner()).then_some(packed))
+    }
+
+    /// Calls `pack` for every panel and the rows in it.
+    fn pack_panels(
+        (arena, pool): (&Arena, &Pool),
+        rows: usize,
+        cols: usize,
+        packing: Packing,
+        matrix: MatrixRef<'_>,
+        pack: impl Fn(&mut [u8], Range<usize>) + Sync,
+    ) -> io::Result<Self> {
         assert_eq!(matrix.len(), rows * cols, "weight is not [out, in]");
-        let packing = Packing::of(matrix);
         let mut piece = arena.take(packing.bytes_of(rows, cols))?;
         let panel_bytes = packing.panel_bytes(cols);
         if panel_bytes > 0 {
-            for (p, panel) in piece.bytes_mut().chunks_exact_mut(panel_bytes).enumerate() {
-                let outputs = p * PANEL..((p + 1) * PANEL).min(rows);
-                for (lane, row) in outputs.enumerate() {
-                    pack_row(panel, lane, matrix, row, cols);
-                }
-            }
+            let panels = Rows::new(piece.bytes_mut(), panel_bytes);
+            split(pool, rows.div_ceil(PANEL), rows * cols, &|panel| {
+                // SAFETY: every panel is one part of the work.
+                let bytes = unsafe { panels.row(panel) };
+                pack(bytes, panel * PANEL..((panel + 1) * PANEL).min(rows));
+            });
         }
         Ok(Self { rows, cols, packing, piece })
     }
@@ -291,7 +359,7 @@ impl PackedMatrix {
 /// Calls `work` with every number below `units`, in parts for the threads of the pool where `cost`,
 /// roughly bytes, is worth waking them.
 pub(crate) fn split(pool: &Pool, units: usize, cost: usize, work: &(dyn Fn(usize) + Sync)) {
-    if pool.threads() == 1 || cost < LEAST_SHARED {
+    if pool.capacity() == 1 || cost < LEAST_SHARED {
         (0..units).for_each(work);
         return;
     }

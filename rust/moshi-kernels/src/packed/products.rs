@@ -141,6 +141,38 @@ macro_rules! rows_of_floats {
     };
 }
 
+/// `P` panels of weights, widened to f32 where they are narrower, times `N` rows.
+macro_rules! panels_times_rows {
+    ($name:ident, $load:ident, $lane:ty, $(#[$features:meta])?) => {
+        $(#[$features])?
+        pub(crate) fn $name<const P: usize, const N: usize>(
+            lanes: [&[$lane]; P],
+            x: [&[f32]; N],
+        ) -> [Out<N>; P] {
+            let inputs = lanes[0].len();
+            let (lanes, x) = (lanes.map(|l| &l[..inputs]), x.map(|row| &row[..inputs]));
+            let mut sums: [[F; N]; P] = [[splat(0.0); N]; P];
+            for i in 0..inputs {
+                let mut weights: [F; P] = [splat(0.0); P];
+                for p in 0..P {
+                    weights[p] = $load(&lanes[p][i]);
+                }
+                for n in 0..N {
+                    let value = splat(x[n][i]);
+                    for p in 0..P {
+                        sums[p][n] = fma(weights[p], value, sums[p][n]);
+                    }
+                }
+            }
+            let mut all = [[[0.0; PANEL]; N]; P];
+            for p in 0..P {
+                all[p] = out(sums[p]);
+            }
+            all
+        }
+    };
+}
+
 /// Attention over tiles of 16 positions.
 macro_rules! scores_and_values {
     ($scores:ident, $weigh:ident, $kernel:ident, $load:ident, $lane:ty, $(#[$features:meta])?) => {
@@ -290,61 +322,8 @@ macro_rules! kernels {
                 out(sums)
             }
 
-            /// Floats: `P` panels times `N` rows.
-            $(#[$features])?
-            pub(crate) fn floats<const P: usize, const N: usize>(
-                lanes: [&[Lane32]; P],
-                x: [&[f32]; N],
-            ) -> [Out<N>; P] {
-                let inputs = lanes[0].len();
-                let (lanes, x) = (lanes.map(|l| &l[..inputs]), x.map(|row| &row[..inputs]));
-                let mut sums: [[F; N]; P] = [[splat(0.0); N]; P];
-                for i in 0..inputs {
-                    let mut weights: [F; P] = [splat(0.0); P];
-                    for p in 0..P {
-                        weights[p] = load(&lanes[p][i]);
-                    }
-                    for n in 0..N {
-                        let value = splat(x[n][i]);
-                        for p in 0..P {
-                            sums[p][n] = fma(weights[p], value, sums[p][n]);
-                        }
-                    }
-                }
-                let mut all = [[[0.0; PANEL]; N]; P];
-                for p in 0..P {
-                    all[p] = out(sums[p]);
-                }
-                all
-            }
-
-            /// Weights in bf16, widened; as [`floats`].
-            $(#[$features])?
-            pub(crate) fn half_floats<const P: usize, const N: usize>(
-                lanes: [&[Lane16]; P],
-                x: [&[f32]; N],
-            ) -> [Out<N>; P] {
-                let inputs = lanes[0].len();
-                let (lanes, x) = (lanes.map(|l| &l[..inputs]), x.map(|row| &row[..inputs]));
-                let mut sums: [[F; N]; P] = [[splat(0.0); N]; P];
-                for i in 0..inputs {
-                    let mut weights: [F; P] = [splat(0.0); P];
-                    for p in 0..P {
-                        weights[p] = load_bf16(&lanes[p][i]);
-                    }
-                    for n in 0..N {
-                        let value = splat(x[n][i]);
-                        for p in 0..P {
-                            sums[p][n] = fma(weights[p], value, sums[p][n]);
-                        }
-                    }
-                }
-                let mut all = [[[0.0; PANEL]; N]; P];
-                for p in 0..P {
-                    all[p] = out(sums[p]);
-                }
-                all
-            }
+            panels_times_rows!(floats, load, Lane32, $(#[$features])?);
+            panels_times_rows!(half_floats, load_bf16, Lane16, $(#[$features])?);
 
             scores_and_values!(scores_32, weigh_32, floats, load, Lane32, $(#[$features])?);
             scores_and_values!(scores_16, weigh_16, half_floats, load_bf16, Lane16, $(#[$features])?);

@@ -10,6 +10,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::products::{Lane16, Lane32, PANEL};
+use super::rows::Rows;
 use super::{Kernels, split};
 use crate::huge_memory::{HUGE_PAGE_BYTES, HugeMemory};
 use crate::isa::Isa;
@@ -289,33 +290,6 @@ impl PackedRing {
             RingFormat::F32 => f32::from_le_bytes(bytes.as_chunks().0[at]),
             RingFormat::Bf16 => bf16::from_le_bytes(bytes.as_chunks().0[at]).to_f32(),
         }
-    }
-}
-
-/// Rows of equal length, each for one thread.
-struct Rows<'a> {
-    start: *mut f32,
-    count: usize,
-    width: usize,
-    _borrowed: std::marker::PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: rows do not overlap, and callers of `row` keep them apart.
-unsafe impl Sync for Rows<'_> {}
-
-impl<'a> Rows<'a> {
-    fn new(values: &'a mut [f32], width: usize) -> Self {
-        let count = values.len() / width;
-        Self { start: values.as_mut_ptr(), count, width, _borrowed: std::marker::PhantomData }
-    }
-
-    /// # Safety
-    /// A row is borrowed once at a time.
-    #[allow(clippy::mut_from_ref, reason = "rows are kept apart by the caller")]
-    unsafe fn row(&self, row: usize) -> &mut [f32] {
-        assert!(row < self.count, "rows of this slice");
-        // SAFETY: inside the borrowed slice; the caller borrows no row twice.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.width), self.width) }
     }
 }
 

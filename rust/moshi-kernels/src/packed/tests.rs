@@ -236,3 +236,36 @@ fn few_bits_stay_near_the_product_of_floats() {
         }
     }
 }
+
+#[test]
+fn rounding_while_packing_equals_packing_what_was_rounded() {
+    let (arena, pool, kernels) =
+        (Arena::default(), Pool::new(3), Kernels::new(Isa::Scalar).unwrap());
+    let (rows, cols) = (37, 64);
+    let values = noise(rows * cols, 5);
+    let halves: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
+    let widened: Vec<f32> = halves.iter().copied().map(bf16::to_f32).collect();
+    let mut x = Quantised::default();
+    x.set(&noise(cols, 6), cols);
+    let product = |matrix: &PackedMatrix| {
+        let mut y = vec![0.0; rows];
+        matrix.multiply_rounded((kernels, &pool), &x, Store::Set(None), &mut y);
+        y
+    };
+    for format in [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_1] {
+        for (matrix, floats) in
+            [(MatrixRef::F32(&values), &values), (MatrixRef::Bf16(&halves), &widened)]
+        {
+            let blocks = format.encode(floats).unwrap();
+            let rounded = MatrixRef::Blocks(format, &blocks);
+            let expected = PackedMatrix::pack(&arena, rows, cols, rounded).unwrap();
+            let packed =
+                PackedMatrix::pack_rounded((&arena, &pool), rows, cols, matrix, format).unwrap();
+            assert_eq!(product(&packed.unwrap()), product(&expected), "{format:?}");
+        }
+        let large = vec![1e30; rows * cols];
+        let large = MatrixRef::F32(&large);
+        let packed = PackedMatrix::pack_rounded((&arena, &pool), rows, cols, large, format);
+        assert!(packed.unwrap().is_none());
+    }
+}

@@ -26,8 +26,11 @@ pub enum BlockFormat {
 }
 
 impl BlockFormat {
+    /// Weights of the largest block.
+    pub const MOST_WEIGHTS: usize = 256;
+
     /// Weights in a block; row widths are multiples of it.
-    pub fn weights(self) -> usize {
+    pub const fn weights(self) -> usize {
         match self {
             Self::Q8_0 | Self::Q4_0 | Self::Q4_1 => 32,
             Self::Q4K => 256,

@@ -7,7 +7,7 @@ use super::BlockFormat;
 
 /// Lanes of partial sums in a dot product. Part of the definition of the result: element `i` is
 /// added to lane `i % LANES` in ascending order, then the lanes are summed pairwise.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 /// Rows of `x` that share one pass over a weight row.
 const BLOCK_ROWS: usize = 4;
 
@@ -23,6 +23,24 @@ pub enum MatrixRef<'a> {
 }
 
 impl MatrixRef<'_> {
+    /// Row `row` of rows of `cols` values, as floats.
+    ///
+    /// # Panics
+    /// If there is no such row, or blocks are not those of whole rows: bugs of the caller.
+    pub fn row(self, row: usize, cols: usize, out: &mut [f32]) {
+        let range = row * cols..(row + 1) * cols;
+        match self {
+            Self::F32(values) => out.copy_from_slice(&values[range]),
+            Self::Bf16(values) => {
+                out.iter_mut().zip(&values[range]).for_each(|(out, value)| *out = value.to_f32());
+            }
+            Self::Blocks(format, bytes) => {
+                let row_bytes = format.bytes_of(cols).expect("rows are whole blocks");
+                format.decode(&bytes[row * row_bytes..(row + 1) * row_bytes], out);
+            }
+        }
+    }
+
     /// Number of stored values.
     pub fn len(&self) -> usize {
         match self {
@@ -236,8 +254,10 @@ mod avx2 {
     }
 }
 
-#[inline]
-fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+/// Pairwise sum. Compiled for the instruction set of the caller, into which it is inlined.
+#[allow(clippy::inline_always, reason = "callers are compiled for several instruction sets")]
+#[inline(always)]
+pub(crate) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {

@@ -17,4 +17,5 @@ pub(crate) use blocks::q4_k_group;
 pub use elementwise::{
     add, add_scaled, elu, gelu, layer_norm, nearest, rms_norm, silu_gate, softmax,
 };
+pub(crate) use linear::{LANES, sum_lanes};
 pub use linear::{MatrixRef, dot, linear};

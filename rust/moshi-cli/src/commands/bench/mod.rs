@@ -30,9 +30,9 @@ const READ_TEST_BYTES: usize = 1 << 30;
 const READ_PASSES: usize = 3;
 
 pub(crate) fn bench(args: &BenchArgs) -> Result<i32> {
-    let threads = subject::threads(&args.compute);
-    let before = read_rate(threads)?;
     let subject = Subject::load(args)?;
+    let threads = subject.threads;
+    let before = read_rate(threads)?;
     let run = measure(args, subject)?;
     let after = read_rate(threads)?;
     Report { args, run: &run, threads, read_rates: [before, after] }.print()?;

@@ -2,22 +2,21 @@
 
 use std::time::Instant;
 
-use moshi_core::CpuExecutor;
 use moshi_core::checkpoint::{Catalog, RandomWidth, Repo, TensorFile, layout};
 use moshi_core::config::{ConditionerKind, LmConfig, MimiConfig};
 use moshi_core::engine::{Engine, Frame, Slot, SpeechEngine, StreamState};
 use moshi_core::exec::Executor;
 use moshi_core::lm::{
-    Condition, Conditions, LanguageModel, LmFiles, LmMemory, LmOptions, LmSlot, LmState,
+    Condition, Conditions, LanguageModel, LmFiles, LmMemory, LmOptions, LmOutput, LmSlot, LmState,
     LmStreamOptions, LmTraffic, NoHooks, Sampling,
 };
 use moshi_core::mimi::{DecoderState, Mimi, MimiMemory, MimiOptions, MimiParts, MimiTraffic};
+use moshi_core::scratch::Scratch;
 use moshi_core::stages::{Noise, Stage, StageListener, Traffic};
 use moshi_core::with_executor;
-use moshi_kernels::pool::available_threads;
 
 use crate::hub;
-use crate::options::{BenchArgs, ComputeArgs};
+use crate::options::BenchArgs;
 use crate::output::Result;
 
 /// Positions of a voice in the public text-to-speech models: five recordings of ten seconds.
@@ -29,6 +28,8 @@ pub(super) struct Subject {
     /// True when no file was read.
     pub(super) random: bool,
     pub(super) executor: String,
+    /// Of a step, when it was loaded.
+    pub(super) threads: usize,
     pub(super) dtype: &'static str,
     pub(super) frame_ms: f64,
     pub(super) load_seconds: f64,
@@ -37,21 +38,18 @@ pub(super) struct Subject {
     /// Of every stage, in the order of [`Stage::ALL`].
     pub(super) traffic: [Traffic; 4],
     rig: Box<dyn Rig>,
+    frames: Vec<Frame>,
     hash: u64,
 }
 
 /// A model that takes steps.
 trait Rig {
-    fn step(&mut self, listener: &mut dyn StageListener) -> moshi_core::Result<Vec<Frame>>;
-}
-
-/// Threads of a step with these options.
-pub(super) fn threads(compute: &ComputeArgs) -> usize {
-    match compute.cpu_executor() {
-        CpuExecutor::Scalar => 1,
-        CpuExecutor::Candle => available_threads(),
-        CpuExecutor::Cpu { threads } => threads.map_or(usize::MAX, |n| n).min(available_threads()),
-    }
+    /// Replaces `frames` by one of every stream.
+    fn step(
+        &mut self,
+        frames: &mut Vec<Frame>,
+        listener: &mut dyn StageListener,
+    ) -> moshi_core::Result<()>;
 }
 
 impl Subject {
@@ -133,12 +131,14 @@ impl Subject {
             let engine = Box::new(SpeechEngine::new(exec.clone(), mimi, lm)?);
             Box::new(EngineRig::new(engine, args.sessions, sampling, &stream)?)
         } else {
+            lm.tune()?;
             Box::new(SynthesisRig::new(lm, mimi, args.sessions, sampling, &stream)?)
         };
         Ok(Self {
             name,
             random,
             executor: exec.name(),
+            threads: exec.threads(),
             dtype: memory.dtype.name(),
             frame_ms: 1e3 / mimi_config.frame_rate_hz(),
             load_seconds: start.elapsed().as_secs_f64(),
@@ -150,17 +150,19 @@ impl Subject {
                 used(codec.decode, speaks),
             ],
             rig,
+            frames: Vec::new(),
             hash: FNV_START,
         })
     }
 
     /// One step of all streams.
     pub(super) fn step(&mut self, listener: &mut dyn StageListener) -> Result<()> {
-        let frames = self.rig.step(listener)?;
-        for frame in &frames {
-            self.hash_all(frame.user_codes.iter().map(|&code| code.into()));
-            self.hash_all(frame.row.iter().flatten().map(|&token| token.cast_unsigned()));
-            self.hash_all(frame.pcm.iter().map(|sample| sample.to_bits().into()));
+        self.rig.step(&mut self.frames, listener)?;
+        for frame in &self.frames {
+            let codes = frame.user_codes.iter().map(|&code| u64::from(code));
+            let tokens = frame.row.iter().flatten().map(|&token| token.cast_unsigned());
+            let samples = frame.pcm.iter().map(|sample| u64::from(sample.to_bits()));
+            self.hash = digest(self.hash, codes.chain(tokens).chain(samples));
         }
         Ok(())
     }
@@ -169,10 +171,10 @@ impl Subject {
     pub(super) fn output_hash(&self) -> String {
         format!("{:016x}", self.hash)
     }
+}
 
-    fn hash_all(&mut self, values: impl Iterator<Item = u64>) {
-        self.hash = values.fold(self.hash, |hash, value| (hash ^ value).wrapping_mul(FNV_PRIME));
-    }
+fn digest(start: u64, values: impl Iterator<Item = u64>) -> u64 {
+    values.fold(start, |hash, value| (hash ^ value).wrapping_mul(FNV_PRIME))
 }
 
 /// FNV-1a over 64 bits, a value at a time.
@@ -201,6 +203,16 @@ fn conditions(config: &LmConfig) -> Conditions {
     fused.map(|name| (name.clone(), value(name))).collect()
 }
 
+/// Streams with a past, made one after the other from the same noise.
+fn streams<S>(
+    count: usize,
+    mut make: impl FnMut(&mut Noise) -> moshi_core::Result<S>,
+) -> moshi_core::Result<(Vec<S>, Noise)> {
+    let mut noise = Noise::new(4);
+    let states = (0..count).map(|_| make(&mut noise)).collect::<moshi_core::Result<_>>()?;
+    Ok((states, noise))
+}
+
 /// Audio in, audio or text out: the engine of sessions.
 struct EngineRig {
     engine: Box<dyn Engine>,
@@ -208,6 +220,7 @@ struct EngineRig {
     sampling: Sampling,
     noise: Noise,
     pcm: Vec<f32>,
+    scratch: Scratch,
 }
 
 impl EngineRig {
@@ -217,33 +230,35 @@ impl EngineRig {
         sampling: Sampling,
         options: &LmStreamOptions,
     ) -> moshi_core::Result<Self> {
-        let mut noise = Noise::new(4);
-        let states = (0..sessions)
-            .map(|_| {
-                let mut state = engine.new_state(options)?;
-                engine.fill(&mut state, &mut noise)?;
-                Ok(state)
-            })
-            .collect::<moshi_core::Result<_>>()?;
+        let (states, noise) = streams(sessions, |noise| {
+            let mut state = engine.new_state(options)?;
+            engine.fill(&mut state, noise)?;
+            Ok(state)
+        })?;
         let pcm = vec![0.0; sessions * engine.frame_samples()];
-        Ok(Self { engine, states, sampling, noise, pcm })
+        Ok(Self { engine, states, sampling, noise, pcm, scratch: Scratch::default() })
     }
 }
 
 impl Rig for EngineRig {
-    fn step(&mut self, listener: &mut dyn StageListener) -> moshi_core::Result<Vec<Frame>> {
+    fn step(
+        &mut self,
+        frames: &mut Vec<Frame>,
+        listener: &mut dyn StageListener,
+    ) -> moshi_core::Result<()> {
         let frame = self.engine.frame_samples();
         for sample in &mut self.pcm {
             *sample = 0.1 * (self.noise.bits() >> 40) as f32 / (1u64 << 24) as f32;
         }
-        let mut slots: Vec<Slot<'_>> = self
+        self.scratch.reset();
+        let count = self.states.len();
+        let slots = self
             .states
             .iter_mut()
             .zip(self.pcm.chunks_exact(frame))
             .zip(0..)
-            .map(|((state, pcm), seed)| Slot { state, pcm, sampling: &self.sampling, seed })
-            .collect();
-        self.engine.step_observed(&mut slots, listener)
+            .map(|((state, pcm), seed)| Slot { state, pcm, sampling: &self.sampling, seed });
+        self.engine.step_into(self.scratch.list(count, slots), frames, listener)
     }
 }
 
@@ -253,6 +268,9 @@ struct SynthesisRig<E: Executor> {
     mimi: Mimi<E>,
     states: Vec<(LmState<E>, DecoderState<E>)>,
     sampling: Sampling,
+    scratch: Scratch,
+    outputs: Vec<LmOutput>,
+    pcm: Vec<f32>,
 }
 
 impl<E: Executor> SynthesisRig<E> {
@@ -263,42 +281,47 @@ impl<E: Executor> SynthesisRig<E> {
         sampling: Sampling,
         options: &LmStreamOptions,
     ) -> moshi_core::Result<Self> {
-        let mut noise = Noise::new(4);
-        let states = (0..sessions)
-            .map(|_| {
-                let (mut state, mut decoder) = (lm.new_state(options)?, mimi.decoder_state()?);
-                lm.fill(&mut state, &mut noise)?;
-                decoder.fill(&mut noise)?;
-                Ok((state, decoder))
-            })
-            .collect::<moshi_core::Result<_>>()?;
-        Ok(Self { lm, mimi, states, sampling })
+        let (states, _) = streams(sessions, |noise| {
+            let (mut state, mut decoder) = (lm.new_state(options)?, mimi.decoder_state()?);
+            lm.fill(&mut state, noise)?;
+            decoder.fill(noise)?;
+            Ok((state, decoder))
+        })?;
+        let scratch = Scratch::default();
+        let (outputs, pcm) = (Vec::new(), Vec::new());
+        Ok(Self { lm, mimi, states, sampling, scratch, outputs, pcm })
     }
 }
 
 impl<E: Executor> Rig for SynthesisRig<E> {
-    fn step(&mut self, listener: &mut dyn StageListener) -> moshi_core::Result<Vec<Frame>> {
+    fn step(
+        &mut self,
+        frames: &mut Vec<Frame>,
+        listener: &mut dyn StageListener,
+    ) -> moshi_core::Result<()> {
+        let Self { lm, mimi, states, sampling, scratch, outputs, pcm } = self;
         listener.ended(Stage::Encode);
-        let mut hooks: Vec<NoHooks> = self.states.iter().map(|_| NoHooks).collect();
-        let (mut slots, mut decoders) = (Vec::new(), Vec::new());
-        for (((state, decoder), hooks), seed) in self.states.iter_mut().zip(&mut hooks).zip(0..) {
-            let sampling = &self.sampling;
-            slots.push(LmSlot { state, user_tokens: &[], sampling, seed, hooks, trace: false });
-            decoders.push(decoder);
-        }
-        let outputs = self.lm.step_observed(&mut slots, listener)?;
-        let rows: Vec<Option<Vec<i64>>> = outputs.into_iter().map(|output| output.row).collect();
-        let audio = rows.iter().flatten().flat_map(|row| &row[1..]);
-        let codes: Vec<u32> = audio.map(|&token| token.max(0) as u32).collect();
-        let pcm = self.mimi.decode_step(&mut decoders, &codes)?;
-        listener.ended(Stage::Decode);
-        let frame = self.mimi.config().frame_samples;
-        let frames = rows.into_iter().zip(pcm.chunks_exact(frame)).map(|(row, pcm)| Frame {
-            user_codes: Vec::new(),
-            row,
-            pcm: pcm.to_vec(),
+        scratch.reset();
+        let (scratch, sampling, count) = (&*scratch, &*sampling, states.len());
+        frames.resize_with(count, Frame::default);
+        let hooks = scratch.list(count, std::iter::repeat_with(|| NoHooks));
+        let slots = states.iter_mut().zip(hooks).zip(0..).map(|(((state, _), hooks), seed)| {
+            LmSlot { state, user_tokens: &[], sampling, seed, hooks, trace: false }
         });
-        Ok(frames.collect())
+        lm.step_into(scratch.list(count, slots), outputs, listener)?;
+        for (frame, output) in frames.iter_mut().zip(outputs) {
+            std::mem::swap(&mut frame.row, &mut output.row);
+        }
+        let audio = || frames.iter().filter_map(|frame| frame.row.as_ref()).flat_map(|r| &r[1..]);
+        let codes = scratch.list(audio().count(), audio().map(|&token| token.max(0) as u32));
+        let decoders = scratch.list(count, states.iter_mut().map(|(_, decoder)| decoder));
+        mimi.decode_step_into(decoders, codes, pcm)?;
+        listener.ended(Stage::Decode);
+        for (frame, pcm) in frames.iter_mut().zip(pcm.chunks_exact(mimi.config().frame_samples)) {
+            frame.pcm.clear();
+            frame.pcm.extend_from_slice(pcm);
+        }
+        Ok(())
     }
 }
 

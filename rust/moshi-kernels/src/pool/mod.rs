@@ -4,20 +4,28 @@
 //! counter, and a thread that the system wakes too late finds nothing left. So an operation takes
 //! no longer than it would alone by more than one part, whoever else uses the processor.
 //! What a part computes does not depend on who computes it.
+//!
+//! How many threads take part may change between operations: a [`Watch`] takes one away where the
+//! caller waits too long for the others.
 #![allow(unsafe_code, reason = "a borrowed closure crosses to other threads")]
+
+mod watch;
 
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
 
-/// A fixed number of threads, the caller among them.
+use watch::Watch;
+
+/// A number of threads, the caller among them.
 pub struct Pool {
     shared: Arc<Shared>,
     /// Held while an operation runs; a caller that finds it taken works alone.
-    busy: Mutex<()>,
+    busy: Mutex<Option<Watch>>,
     workers: Vec<JoinHandle<()>>,
 }
 
@@ -28,6 +36,9 @@ struct Shared {
     state: AtomicU64,
     next: AtomicUsize,
     job: UnsafeCell<Option<(*const Work, usize)>>,
+    /// Threads that may take part, the caller among them; the others sleep.
+    limit: AtomicUsize,
+    /// Of those that may take part.
     sleeping: AtomicUsize,
     failed: AtomicBool,
     stop: AtomicBool,
@@ -51,6 +62,7 @@ impl Pool {
             state: AtomicU64::new(0),
             next: AtomicUsize::new(0),
             job: UnsafeCell::new(None),
+            limit: AtomicUsize::new(threads.max(1)),
             sleeping: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -58,15 +70,50 @@ impl Pool {
         let worker = |number: usize| {
             let shared = Arc::clone(&shared);
             let builder = std::thread::Builder::new().name(format!("moshi-rs {number}"));
-            builder.spawn(move || shared.serve()).ok()
+            builder.spawn(move || shared.serve(number)).ok()
         };
-        let workers = (1..threads.max(1)).map_while(worker).collect();
-        Self { shared, busy: Mutex::new(()), workers }
+        let workers: Vec<_> = (1..threads.max(1)).map_while(worker).collect();
+        shared.limit.store(workers.len() + 1, Ordering::SeqCst);
+        Self { shared, busy: Mutex::new(None), workers }
     }
 
-    /// Threads, the caller among them.
-    pub fn threads(&self) -> usize {
+    /// Threads, the caller among them, whether they take part or not.
+    pub fn capacity(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Threads that take part, the caller among them.
+    pub fn threads(&self) -> usize {
+        self.shared.limit.load(Ordering::Relaxed)
+    }
+
+    /// Lets `threads` threads take part, at least the caller and at most all, whatever was watched
+    /// before.
+    pub fn set_threads(&self, threads: usize) {
+        *self.lock() = None;
+        self.limit(threads);
+    }
+
+    /// As [`Pool::set_threads`], as long as they help: one less whenever the caller waits for the
+    /// others too long, and one more again after some seconds.
+    pub fn set_watched_threads(&self, threads: usize) {
+        let threads = threads.clamp(1, self.capacity());
+        *self.lock() = (threads > 1).then(|| Watch::new(threads));
+        self.limit(threads);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Watch>> {
+        // A panic in a part leaves the watch as it was.
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn limit(&self, threads: usize) {
+        self.shared.limit.store(threads.clamp(1, self.capacity()), Ordering::SeqCst);
+        self.wake(self.workers.len());
+    }
+
+    fn wake(&self, workers: usize) {
+        self.workers[..workers].iter().map(JoinHandle::thread).for_each(Thread::unpark);
     }
 
     /// Calls `work` once with every number below `parts`, on any threads, and returns when all
@@ -80,10 +127,28 @@ impl Pool {
             Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         };
-        if self.workers.is_empty() || parts < 2 || busy.is_none() {
+        let (true, Some(mut watch)) = (!self.workers.is_empty() && parts > 1, busy) else {
+            return (0..parts).for_each(work);
+        };
+        let start = watch.is_some().then(Instant::now);
+        let threads = self.threads();
+        let waited = if threads > 1 {
+            self.share(threads, parts, work)
+        } else {
             (0..parts).for_each(work);
-            return;
+            Duration::ZERO
+        };
+        if let (Some(watch), Some(start)) = (&mut *watch, start) {
+            let now = Instant::now();
+            if let Some(threads) = watch.note(threads, now - start, waited, now) {
+                self.limit(threads);
+            }
         }
+    }
+
+    /// Runs an operation on all threads that take part. Returns how long the caller waited for
+    /// others after its own last part.
+    fn share(&self, threads: usize, parts: usize, work: &(dyn Fn(usize) + Sync)) -> Duration {
         let shared = &*self.shared;
         #[allow(clippy::transmute_ptr_to_ptr, reason = "a cast cannot lengthen a lifetime")]
         // SAFETY: only the lifetime changes; this function does not return before every thread has
@@ -96,26 +161,45 @@ impl Pool {
         let state = shared.state.load(Ordering::Relaxed);
         shared.state.store((state + GENERATION) | OPEN, Ordering::SeqCst);
         if shared.sleeping.load(Ordering::SeqCst) > 0 {
-            self.workers.iter().map(JoinHandle::thread).for_each(Thread::unpark);
+            self.wake(threads - 1);
         }
-        let closing = Closing(shared);
+        let mut closing = Closing { shared, left: false };
         shared.take_parts(work, parts);
-        drop(closing);
+        let waited = closing.wait();
         let failed = shared.failed.swap(false, Ordering::Relaxed);
         assert!(!failed, "a thread of the pool panicked");
+        waited
     }
 }
 
 /// Closes an operation and waits for those inside, even when the caller's own part panics.
-struct Closing<'a>(&'a Shared);
+struct Closing<'a> {
+    shared: &'a Shared,
+    left: bool,
+}
+
+impl Closing<'_> {
+    fn wait(&mut self) -> Duration {
+        self.left = true;
+        let inside = || self.shared.state.load(Ordering::Acquire) & INSIDE > 0;
+        self.shared.state.fetch_and(!OPEN, Ordering::AcqRel);
+        if !inside() {
+            return Duration::ZERO;
+        }
+        let start = Instant::now();
+        let mut turns = 0u32;
+        while inside() {
+            turns = turns.saturating_add(1);
+            if turns < SPINS { spin_loop() } else { std::thread::yield_now() }
+        }
+        start.elapsed()
+    }
+}
 
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
-        self.0.state.fetch_and(!OPEN, Ordering::AcqRel);
-        let mut turns = 0u32;
-        while self.0.state.load(Ordering::Acquire) & INSIDE > 0 {
-            turns = turns.saturating_add(1);
-            if turns < SPINS { spin_loop() } else { std::thread::yield_now() }
+        if !self.left {
+            self.wait();
         }
     }
 }
@@ -132,9 +216,9 @@ impl Shared {
     }
 
     /// A thread's life.
-    fn serve(&self) {
+    fn serve(&self, number: usize) {
         let mut seen = 0;
-        while let Some(generation) = self.enter(seen) {
+        while let Some(generation) = self.enter(number, seen) {
             seen = generation;
             // SAFETY: this thread is counted as inside: the caller waits, and nobody writes.
             let job = unsafe { *self.job.get() };
@@ -151,12 +235,19 @@ impl Shared {
         }
     }
 
-    /// Waits for an operation other than `seen` and enters it; `None` at the end of the pool.
-    fn enter(&self, seen: u64) -> Option<u64> {
+    /// Waits for an operation other than `seen` that thread `number` takes part in, and enters it;
+    /// `None` at the end of the pool.
+    fn enter(&self, number: usize, seen: u64) -> Option<u64> {
         let mut turns = 0;
         loop {
             if self.stop.load(Ordering::Acquire) {
                 return None;
+            }
+            if number >= self.limit.load(Ordering::SeqCst) {
+                // Whoever raises the limit wakes this thread.
+                std::thread::park();
+                turns = 0;
+                continue;
             }
             let state = self.state.load(Ordering::SeqCst);
             let generation = state / GENERATION;
@@ -202,7 +293,7 @@ impl Drop for Pool {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pool of {} threads", self.threads())
+        write!(f, "Pool of {} threads, {} in use", self.capacity(), self.threads())
     }
 }
 
@@ -216,21 +307,57 @@ pub fn available_threads() -> usize {
 mod tests {
     use super::*;
     use std::panic::{AssertUnwindSafe, catch_unwind};
-    use std::time::Duration;
 
-    #[test]
-    fn every_part_is_done_once_also_after_the_threads_slept() {
-        let pool = Pool::new(3);
-        for round in 0..200 {
+    /// Checks that every part of some operations is done once.
+    fn work(pool: &Pool, rounds: usize) {
+        for _ in 0..rounds {
             let done: Vec<AtomicUsize> = (0..17).map(|_| AtomicUsize::new(0)).collect();
             pool.run(done.len(), &|part| {
                 done[part].fetch_add(1, Ordering::Relaxed);
             });
             assert!(done.iter().all(|count| count.load(Ordering::Relaxed) == 1));
-            if round % 50 == 49 {
-                std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn every_part_is_done_once_also_after_the_threads_slept() {
+        let pool = Pool::new(3);
+        for _ in 0..4 {
+            work(&pool, 50);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn threads_leave_and_come_back() {
+        let pool = Pool::new(3);
+        for (wanted, threads) in [(1, 1), (3, 3), (2, 2), (9, 3), (0, 1), (2, 2)] {
+            pool.set_threads(wanted);
+            assert_eq!((pool.threads(), pool.capacity()), (threads, 3));
+            work(&pool, 20);
+            std::thread::sleep(Duration::from_millis(1));
+            pool.set_watched_threads(wanted);
+            work(&pool, 20);
+        }
+    }
+
+    #[test]
+    fn a_thread_that_keeps_the_caller_waiting_is_left_out() {
+        let pool = Pool::new(2);
+        pool.set_watched_threads(2);
+        let caller = std::thread::current().id();
+        let slow = |_: usize| {
+            let own = std::thread::current().id() == caller;
+            std::thread::sleep(Duration::from_micros(if own { 100 } else { 20_000 }));
+        };
+        // The other thread may come too late for a part of the first operations.
+        for _ in 0..10_000 {
+            pool.run(4, &slow);
+            if pool.threads() == 1 {
+                return work(&pool, 20);
             }
         }
+        panic!("the slow thread still takes part");
     }
 
     #[test]

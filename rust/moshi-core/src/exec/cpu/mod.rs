@@ -4,17 +4,23 @@
 //! meet activations that are rounded to 8 bits in blocks of 32; bf16 and f32 weights meet f32
 //! activations. Memory of activations is used again from step to step.
 
+mod memory;
+mod tuning;
+
+use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use moshi_kernels::arena::Arena;
 use moshi_kernels::isa::Isa;
 use moshi_kernels::packed::{
-    FloatRows, Kernels, PackedMatrix, PackedRing, Packing, Quantised, RingFormat, Store,
+    FloatRows, Kernels, PackedMatrix, PackedRing, Packing, RingFormat, Store,
 };
 use moshi_kernels::pool::{Pool, available_threads};
 use moshi_kernels::scalar::{self, BlockFormat, Heads};
 
+use self::memory::{Buffer, Memory};
+use super::tail::Tail;
 use super::{
     Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, HostValues, KeyStorage,
     Norm, RotaryStyle, Storage,
@@ -28,18 +34,10 @@ pub struct Cpu(Arc<Shared>);
 struct Shared {
     kernels: Kernels,
     pool: Pool,
+    /// The number of threads is to be measured.
+    tunes: bool,
     arena: Arena,
-    /// Memory of buffers that are gone.
-    spare: Mutex<Vec<Vec<f32>>>,
-    spare_rounded: Mutex<Vec<Quantised>>,
-}
-
-/// Activations `[rows, width]`; the memory goes back to the executor.
-pub struct Buffer {
-    width: usize,
-    len: usize,
-    memory: Vec<f32>,
-    home: Arc<Shared>,
+    memory: Arc<Memory>,
 }
 
 /// Rows to look up; packed for the search when it is first searched.
@@ -57,14 +55,10 @@ pub struct Conv {
     bias: Option<Vec<f32>>,
 }
 
-/// The last input rows of a convolution.
-pub struct Tail {
-    width: usize,
-    rows: Vec<f32>,
-}
-
 impl Cpu {
-    /// An executor of `threads` threads, as many as this process may use when `None`.
+    /// An executor of `threads` threads, at most 16 or as many as this process may use. `None` leaves the number to it: as many as this process
+    /// may use, until [`Executor::tune`] has measured how many help; then those, as long as other
+    /// programs leave them the processors.
     ///
     /// # Errors
     /// [`Error::Device`] when `MOSHI_RS_ISA` names what this processor does not have.
@@ -78,10 +72,10 @@ impl Cpu {
         let available = available_threads();
         Some(Self(Arc::new(Shared {
             kernels: Kernels::new(isa)?,
-            pool: Pool::new(threads.map_or(available, |threads| threads.min(available))),
+            pool: Pool::new(threads.map_or(available, |n| n.min(available.max(MOST_ASKED)))),
+            tunes: threads.is_none(),
             arena: Arena::default(),
-            spare: Mutex::default(),
-            spare_rounded: Mutex::default(),
+            memory: Arc::default(),
         })))
     }
 
@@ -90,9 +84,9 @@ impl Cpu {
         self.0.kernels.isa()
     }
 
-    /// Threads of a step.
-    pub fn threads(&self) -> usize {
-        self.0.pool.threads()
+    /// Memory and threads to pack with.
+    fn packer(&self) -> (&Arena, &Pool) {
+        (&self.0.arena, &self.0.pool)
     }
 
     fn on(&self) -> (Kernels, &Pool) {
@@ -101,8 +95,7 @@ impl Cpu {
 
     /// A buffer of any values.
     fn buffer(&self, rows: usize, width: usize) -> Buffer {
-        let len = rows * width;
-        Buffer { width, len, memory: self.0.take(len), home: Arc::clone(&self.0) }
+        self.0.memory.buffer(rows, width)
     }
 
     /// `y = store(W x)`, rounding `x` where the weights have few bits.
@@ -111,69 +104,14 @@ impl Cpu {
             let rows = FloatRows::adjacent(x.values(), weight.cols());
             return weight.multiply(self.on(), rows, store, y);
         }
-        let mut rounded = lock(&self.0.spare_rounded).pop().unwrap_or_default();
+        let mut rounded = self.0.memory.rounded();
         rounded.set(x.values(), weight.cols());
         weight.multiply_rounded(self.on(), &rounded, store, y);
-        lock(&self.0.spare_rounded).push(rounded);
     }
 }
 
-impl Shared {
-    fn take(&self, len: usize) -> Vec<f32> {
-        let mut spare = lock(&self.spare);
-        let fitting = spare.iter().enumerate().filter(|(_, memory)| memory.len() >= len);
-        let smallest = fitting.min_by_key(|(_, memory)| memory.len()).map(|(index, _)| index);
-        match smallest {
-            Some(index) => spare.swap_remove(index),
-            None => {
-                drop(spare);
-                vec![0.0; len]
-            }
-        }
-    }
-
-    fn give_back(&self, memory: Vec<f32>) {
-        let mut spare = lock(&self.spare);
-        if spare.len() < MOST_SPARE {
-            if spare.capacity() == 0 {
-                spare.reserve(MOST_SPARE);
-            }
-            spare.push(memory);
-        }
-    }
-}
-
-/// More buffers than any step has at a time.
-const MOST_SPARE: usize = 64;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic elsewhere leaves a list of memory, which has no wrong state.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Buffer {
-    fn rows(&self) -> usize {
-        self.len / self.width
-    }
-
-    fn values(&self) -> &[f32] {
-        &self.memory[..self.len]
-    }
-
-    fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.memory[..self.len]
-    }
-
-    fn row(&self, row: usize) -> &[f32] {
-        &self.values()[row * self.width..(row + 1) * self.width]
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        self.home.give_back(std::mem::take(&mut self.memory));
-    }
-}
+/// A caller may have this many threads on machines with fewer processors, where they gain nothing.
+const MOST_ASKED: usize = 16;
 
 fn no_memory(error: &std::io::Error) -> Error {
     let advice = "choose a dtype of fewer bits or a smaller model";
@@ -205,7 +143,7 @@ impl Executor for Cpu {
     type Conv = Conv;
     type Ring = PackedRing;
     type Tail = Tail;
-    type Plan = AttentionPlan;
+    type Plan<'a> = AttentionPlan<'a>;
 
     fn name(&self) -> String {
         format!("cpu ({}, {} threads)", self.isa().name(), self.threads())
@@ -213,6 +151,17 @@ impl Executor for Cpu {
 
     fn device(&self) -> &'static str {
         "cpu"
+    }
+
+    fn threads(&self) -> usize {
+        self.0.pool.threads()
+    }
+
+    fn tune(&self, weights: &[&PackedMatrix]) -> Result<()> {
+        if self.0.tunes && self.0.pool.capacity() > 1 {
+            tuning::tune(self, weights);
+        }
+        Ok(())
     }
 
     fn weight_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
@@ -228,8 +177,21 @@ impl Executor for Cpu {
     }
 
     fn weight(&self, matrix: HostMatrix) -> Result<PackedMatrix> {
-        PackedMatrix::pack(&self.0.arena, matrix.rows, matrix.cols, matrix.as_ref())
+        PackedMatrix::pack_on(self.packer(), matrix.rows, matrix.cols, matrix.as_ref())
             .map_err(|e| no_memory(&e))
+    }
+
+    fn weight_in(&self, matrix: HostMatrix, storage: Storage) -> Result<Option<PackedMatrix>> {
+        let HostMatrix { rows, cols, .. } = matrix;
+        match storage {
+            Storage::Blocks(format)
+                if storage != matrix.storage() && format.bytes_of(cols).is_some() =>
+            {
+                PackedMatrix::pack_rounded(self.packer(), rows, cols, matrix.as_ref(), format)
+                    .map_err(|e| no_memory(&e))
+            }
+            _ => matrix.store(storage).map(|matrix| self.weight(matrix)).transpose(),
+        }
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
@@ -241,17 +203,10 @@ impl Executor for Cpu {
     }
 
     fn conv(&self, conv: HostConv) -> Result<Conv> {
-        let HostConv { outputs, inputs, kernel, stride, weight, bias } = conv;
-        // A window of time-major rows is contiguous: tap by tap, inputs side by side.
-        let mut by_tap = vec![0.0; weight.len()];
-        for o in 0..outputs {
-            for i in 0..inputs {
-                for j in 0..kernel {
-                    by_tap[(o * kernel + j) * inputs + i] = weight[(o * inputs + i) * kernel + j];
-                }
-            }
-        }
-        let weight = self.weight(HostMatrix::floats(outputs, kernel * inputs, by_tap))?;
+        let by_tap = conv.by_tap();
+        let HostConv { outputs, inputs, kernel, stride, bias, storage, .. } = conv;
+        let weight = HostMatrix::floats(outputs, kernel * inputs, by_tap);
+        let weight = self.weight(weight.store(storage).expect("any width fits floats"))?;
         Ok(Conv { inputs, outputs, stride, weight, bias })
     }
 
@@ -276,42 +231,39 @@ impl Executor for Cpu {
     }
 
     fn tail(&self, rows: usize, width: usize) -> Result<Tail> {
-        Ok(Tail { width, rows: vec![0.0; rows * width] })
+        Ok(Tail::new(rows, width))
     }
 
     fn export_tail(&self, tail: &Tail) -> Result<Vec<f32>> {
-        Ok(tail.rows.clone())
+        Ok(tail.values().to_vec())
     }
 
     fn import_tail(&self, tail: &mut Tail, data: &[f32]) -> Result<()> {
-        tail.rows.copy_from_slice(data);
+        tail.set(data);
         Ok(())
     }
 
     fn fill_tail(&self, tail: &mut Tail, x: &Buffer, row: usize) -> Result<()> {
-        for to in tail.rows.chunks_exact_mut(tail.width) {
-            to.copy_from_slice(x.row(row));
-        }
+        tail.fill(x.row(row));
         Ok(())
     }
 
-    fn upload(&self, data: Vec<f32>, width: usize) -> Result<Buffer> {
+    fn upload(&self, data: &[f32], width: usize) -> Result<Buffer> {
         let mut buffer = self.buffer(data.len() / width, width);
-        buffer.values_mut().copy_from_slice(&data);
+        buffer.values_mut().copy_from_slice(data);
         Ok(buffer)
     }
 
-    fn download(&self, x: &Buffer) -> Result<Vec<f32>> {
-        Ok(x.values().to_vec())
+    fn values<'a>(&self, x: &'a Buffer) -> Result<Cow<'a, [f32]>> {
+        Ok(Cow::Borrowed(x.values()))
     }
 
     fn reshape(&self, mut x: Buffer, width: usize) -> Result<Buffer> {
-        debug_assert_eq!(x.len % width, 0);
-        x.width = width;
+        x.reshape(width);
         Ok(x)
     }
 
-    fn plan(&self, plan: AttentionPlan) -> Result<AttentionPlan> {
+    fn plan<'a>(&self, plan: AttentionPlan<'a>) -> Result<AttentionPlan<'a>> {
         Ok(plan)
     }
 
@@ -336,7 +288,7 @@ impl Executor for Cpu {
     }
 
     fn norm(&self, x: &Buffer, norm: &Norm<Self>) -> Result<Buffer> {
-        let mut y = self.buffer(x.rows(), x.width);
+        let mut y = self.buffer(x.rows(), x.width());
         let kernels = self.0.kernels;
         match norm {
             Norm::Rms { alpha, eps } => {
@@ -383,7 +335,7 @@ impl Executor for Cpu {
         &self,
         qkv: &Buffer,
         heads: Heads,
-        plan: &AttentionPlan,
+        plan: &AttentionPlan<'_>,
         streams: &mut [S],
         ring: impl Fn(&mut S) -> &mut PackedRing,
     ) -> Result<Buffer> {
@@ -438,9 +390,9 @@ impl Executor for Cpu {
         streams: &[S],
         memory: impl Fn(&S) -> Option<&PackedRing>,
     ) -> Result<Buffer> {
-        let mut out = self.buffer(q.rows(), q.width);
+        let mut out = self.buffer(q.rows(), q.width());
         for (row, stream) in streams.iter().enumerate() {
-            let out = &mut out.values_mut()[row * q.width..(row + 1) * q.width];
+            let out = &mut out.values_mut()[row * q.width()..(row + 1) * q.width()];
             match memory(stream) {
                 None => out.fill(0.0),
                 Some(ring) => {
@@ -470,9 +422,9 @@ impl Executor for Cpu {
         for ((stream, padded), x) in streams.iter_mut().zip(rows).zip(x.values().chunks_exact(new))
         {
             let tail = tail(stream);
-            padded[..history].copy_from_slice(&tail.rows);
+            padded[..history].copy_from_slice(tail.values());
             padded[history..].copy_from_slice(x);
-            tail.rows.copy_from_slice(&padded[new..]);
+            tail.set(&padded[new..]);
         }
         let per_stream = time / conv.stride;
         let mut y = self.buffer(streams.len() * per_stream, conv.outputs);
@@ -495,13 +447,13 @@ impl Executor for Cpu {
     }
 
     fn elu(&self, x: &Buffer) -> Result<Buffer> {
-        let mut y = self.buffer(x.rows(), x.width);
+        let mut y = self.buffer(x.rows(), x.width());
         y.values_mut().copy_from_slice(x.values());
         self.0.kernels.elu(y.values_mut());
         Ok(y)
     }
 
-    fn quantise(&self, residual: &mut Buffer, codebook: &Table) -> Result<Vec<u32>> {
+    fn quantise(&self, residual: &mut Buffer, codebook: &Table, codes: &mut [u32]) -> Result<()> {
         let (entries, half_squared_norms) = match codebook.search.get() {
             Some(search) => search,
             None => {
@@ -512,21 +464,19 @@ impl Executor for Cpu {
         let mut products = self.buffer(residual.rows(), entries.rows());
         let rows = FloatRows::adjacent(residual.values(), entries.cols());
         entries.multiply(self.on(), rows, Store::Set(None), products.values_mut());
-        let mut codes = Vec::with_capacity(residual.rows());
-        for row in 0..residual.rows() {
+        for (row, code) in codes.iter_mut().enumerate() {
             let scores = half_squared_norms.iter().zip(products.row(row)).map(|(n, p)| n - p);
-            let code = first_smallest(scores);
-            codes.push(code as u32);
+            *code = first_smallest(scores) as u32;
         }
-        let width = residual.width;
+        let width = residual.width();
         let HostValues::F32(values) = &codebook.matrix.values else {
             unreachable!("codebooks are stored in f32");
         };
-        for (row, &code) in residual.values_mut().chunks_exact_mut(width).zip(&codes) {
+        for (row, &code) in residual.values_mut().chunks_exact_mut(width).zip(&*codes) {
             let entry = &values[code as usize * width..(code as usize + 1) * width];
             row.iter_mut().zip(entry).for_each(|(value, entry)| *value -= entry);
         }
-        Ok(codes)
+        Ok(())
     }
 }
 
@@ -539,7 +489,7 @@ impl Cpu {
         let norms = values.chunks_exact(codebook.cols).map(|row| scalar::dot(row, row) / 2.0);
         let norms = norms.collect();
         let packed =
-            PackedMatrix::pack(&self.0.arena, codebook.rows, codebook.cols, codebook.as_ref())
+            PackedMatrix::pack_on(self.packer(), codebook.rows, codebook.cols, codebook.as_ref())
                 .map_err(|e| no_memory(&e))?;
         Ok((packed, norms))
     }
@@ -556,17 +506,6 @@ fn first_smallest(values: impl Iterator<Item = f32>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn memory_of_buffers_is_used_again() {
-        let exec = Cpu::with(Isa::Scalar, Some(1)).unwrap();
-        let first = exec.buffer(3, 5);
-        let place = first.memory.as_ptr();
-        drop(first);
-        let second = exec.buffer(2, 7);
-        assert_eq!(second.memory.as_ptr(), place);
-        assert_eq!((second.rows(), second.values().len()), (2, 14));
-    }
 
     #[test]
     fn the_first_of_equals_is_nearest() {

@@ -1,0 +1,91 @@
+//! How many threads a step takes: as many as help to read its weights.
+//!
+//! Memory is read no faster by many threads than by some, and threads that do not help take the
+//! processor from others.
+
+use std::time::{Duration, Instant};
+
+use moshi_kernels::packed::{PackedMatrix, Store};
+
+use super::Cpu;
+
+/// More than the caches of most processors; the largest weights up to this are measured with.
+const SAMPLE_BYTES: usize = 128 << 20;
+/// Every number of threads gets as many turns, interleaved; its fastest counts.
+const TURNS: usize = 4;
+/// Fewer threads are better when more of them save less than this, in percent.
+const LEAST_GAIN: f64 = 3.0;
+
+/// Measures with the largest of these weights and sets the number of threads.
+pub(super) fn tune(exec: &Cpu, weights: &[&PackedMatrix]) {
+    let mut largest = weights.to_vec();
+    largest.sort_by_key(|weight| std::cmp::Reverse(weight.bytes()));
+    let mut bytes = 0;
+    largest.retain(|weight| {
+        let wanted = bytes < SAMPLE_BYTES;
+        bytes += weight.bytes();
+        wanted
+    });
+    let sample: usize = largest.iter().map(|weight| weight.bytes()).sum();
+    let pool = &exec.0.pool;
+    let counts: Vec<usize> = counts(pool.capacity()).collect();
+    let mut times = vec![Duration::MAX; counts.len()];
+    for _ in 0..TURNS {
+        for (time, &count) in times.iter_mut().zip(&counts) {
+            pool.set_threads(count);
+            *time = (*time).min(pass(exec, &largest));
+        }
+    }
+    let best = fewest_of_the_best(&counts, &times);
+    log::info!(
+        "{best} of {} threads read {:.0} MB of weights the fastest",
+        pool.capacity(),
+        sample as f64 / 1e6
+    );
+    pool.set_watched_threads(best);
+}
+
+/// Time of one row's product with every weight.
+fn pass(exec: &Cpu, weights: &[&PackedMatrix]) -> Duration {
+    let start = Instant::now();
+    for weight in weights {
+        let mut x = exec.buffer(1, weight.cols());
+        x.values_mut().fill(1.0);
+        let mut y = exec.buffer(1, weight.rows());
+        exec.product(&x, weight, Store::Set(None), y.values_mut());
+    }
+    start.elapsed()
+}
+
+/// All small numbers, then some: 1 2 3 4 6 8 12 16 ... and the largest.
+fn counts(most: usize) -> impl Iterator<Item = usize> {
+    let steps = (0..usize::BITS - 1).flat_map(|power| [2 << power, 3 << power]);
+    std::iter::once(1).chain(steps).take_while(move |&count| count < most).chain([most])
+}
+
+/// The smallest number whose time is close to the best.
+fn fewest_of_the_best(counts: &[usize], times: &[Duration]) -> usize {
+    let best = times.iter().min().copied().unwrap_or_default();
+    let enough = best.mul_f64(1.0 + LEAST_GAIN / 100.0);
+    let of = |&(_, time): &(&usize, &Duration)| *time <= enough;
+    counts.iter().zip(times).find(of).map_or(1, |(count, _)| *count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_tried_are_few_and_end_with_the_largest() {
+        assert_eq!(counts(2).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(counts(5).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        assert_eq!(counts(32).collect::<Vec<_>>(), [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]);
+    }
+
+    #[test]
+    fn threads_that_do_not_help_stay_out() {
+        let times = [1000, 600, 500, 490, 495].map(Duration::from_micros);
+        assert_eq!(fewest_of_the_best(&[1, 2, 3, 4, 6], &times), 3);
+        assert_eq!(fewest_of_the_best(&[1, 2], &times[3..]), 1);
+    }
+}
