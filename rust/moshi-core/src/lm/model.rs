@@ -43,6 +43,10 @@ pub trait StepHooks {
     fn replace_audio(&mut self) -> Option<Vec<i64>> {
         None
     }
+    /// May replace the token of a codebook as it is sampled; the next codebooks depend on it.
+    fn audio_token(&mut self, _codebook: usize, sampled: i64) -> i64 {
+        sampled
+    }
     /// May replace sampled audio tokens after all of them are drawn.
     fn audio_tokens(&mut self, _tokens: &mut [i64]) {}
 }
@@ -441,13 +445,16 @@ impl<E: Executor> LanguageModel<E> {
                     slots.iter_mut().flat_map(|slot| slot.state.lanes.iter_mut()).collect();
                 let logits = depth.step(&self.exec, k, hidden, &by_lane, &mut lanes)?;
                 let mut row = 0;
-                for ((slot, output), previous) in slots.iter().zip(&mut *outputs).zip(&mut previous)
+                for ((slot, output), previous) in
+                    slots.iter_mut().zip(&mut *outputs).zip(&mut previous)
                 {
                     let mixed = mix(slot.state, &logits, row, self.config.card);
                     let rng = CounterRng::new(slot.seed);
                     let uniform = rng.uniform(slot.state.offset(), 1 + k as u32);
                     let Sampling { temperature, top_k, .. } = *slot.sampling;
-                    *previous = sample(&mixed, temperature, top_k, uniform) as i64;
+                    let sampled = sample(&mixed, temperature, top_k, uniform) as i64;
+                    *previous = slot.hooks.audio_token(k, sampled);
+                    check_token("forced audio", *previous, self.config.card as i64)?;
                     output.audio_tokens.push(*previous);
                     let branches = slot.state.lanes.len();
                     if let Some(trace) = &mut output.trace {
