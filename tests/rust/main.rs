@@ -10,6 +10,7 @@ mod support;
 mod batching;
 mod bench;
 mod cli;
+mod compare;
 mod devices;
 mod few_bits;
 mod formats;
