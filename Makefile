@@ -135,6 +135,7 @@ box: $(BOX_VENV)/ready ## Train the model in the box again, into BOX_WORK; hours
 	$(BOX_VENV)/bin/python python/recipes/box/run.py all --work $(BOX_WORK)
 
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+SPEED_MINUTES ?= 14
 
 $(BENCH_VENV)/ready: benches/python/requirements.txt | tools
 	$(PYTHON) -m venv $(BENCH_VENV)
@@ -162,6 +163,11 @@ bench: bench-build ## Speed against rustymimi, PyTorch (after `make bench-torch`
 .PHONY: bench-kernels
 bench-kernels: tools ## Kernels one by one, as shares of memory's rate, then steps of the executors
 	cargo bench --locked -p moshi-benches
+
+.PHONY: speed-report
+speed-report: bench-build ## Measure all targets in one quiet run of SPEED_MINUTES=14 and write the tables
+	$(BENCH_VENV)/bin/python benches/python/speed_report.py --minutes $(SPEED_MINUTES) \
+		--write README.md docs/guide/speed.md
 
 # The version of the toolkit is one that cudarc in Cargo.lock knows.
 $(CUDA_VENV)/ready: | tools
