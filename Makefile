@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT := demo-out
 CUDA_VENV ?= .venv-cuda
+BENCH_VENV ?= .venv-bench
 BOX_VENV ?= .venv-box
 CLIENTS_VENV ?= .venv-clients
 BOX_WORK ?= box-work
@@ -141,9 +142,40 @@ box: $(BOX_VENV)/ready ## Train the model in the box again, into BOX_WORK; hours
 	$(BOX_VENV)/bin/pip install --quiet .
 	$(BOX_VENV)/bin/python python/recipes/box/run.py all --work $(BOX_WORK)
 
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+SPEED_MINUTES ?= 14
+
+$(BENCH_VENV)/ready: benches/python/requirements.txt | tools
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/pip install --quiet --requirement benches/python/requirements.txt
+	touch $@
+
+.PHONY: bench-torch
+bench-torch: $(BENCH_VENV)/ready ## Add PyTorch and its moshi to the peers of `make bench`; 1 GB
+	$(BENCH_VENV)/bin/pip install --quiet torch --index-url $(TORCH_INDEX)
+	$(BENCH_VENV)/bin/pip install --quiet moshi==0.2.13
+
+.PHONY: bench-build
+bench-build: $(BENCH_VENV)/ready ## Build what is measured, for any processor and for this one; slow
+	$(BENCH_VENV)/bin/pip install --quiet .
+	cargo build --release --locked -p moshi-cli
+	RUSTFLAGS="-C target-cpu=native" cargo build --release --locked --target-dir target/native \
+		-p moshi-cli -p moshi-benches --bins
+
 .PHONY: bench
-bench: tools ## Step times of the executors, as ratios within one run
-	cargo bench -p moshi-benches
+bench: bench-build ## Speed against rustymimi, PyTorch (after `make bench-torch`) and Candle, as ratios
+	$(BENCH_VENV)/bin/python benches/python/codec.py
+	RAYON_NUM_THREADS=1 target/native/release/peers
+	target/native/release/peers
+
+.PHONY: bench-kernels
+bench-kernels: tools ## Kernels one by one, as shares of memory's rate, then steps of the executors
+	cargo bench --locked -p moshi-benches
+
+.PHONY: speed-report
+speed-report: bench-build ## Measure all targets in one quiet run of SPEED_MINUTES=14 and write the tables
+	$(BENCH_VENV)/bin/python benches/python/speed_report.py --minutes $(SPEED_MINUTES) \
+		--write README.md docs/guide/speed.md
 
 # The version of the toolkit is one that cudarc in Cargo.lock knows.
 $(CUDA_VENV)/ready: | tools
@@ -219,7 +251,7 @@ $(VENV)/release: pyproject.toml | $(VENV)/ready
 
 .PHONY: clean
 clean: ## Remove everything that was built
-	rm -rf target $(VENV) $(CUDA_VENV) $(BOX_VENV) $(CLIENTS_VENV) dist site $(DEMO_OUT)
+	rm -rf target $(VENV) $(CUDA_VENV) $(BENCH_VENV) $(BOX_VENV) $(CLIENTS_VENV) dist site $(DEMO_OUT)
 
 .PHONY: tools
 tools:

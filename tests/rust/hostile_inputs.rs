@@ -157,6 +157,7 @@ fn bad_tokens_change_nothing<E: Executor>(exec: &E) {
 struct Meddler {
     text: Option<i64>,
     replaced: Option<Vec<i64>>,
+    first: Option<i64>,
     audio: Option<i64>,
     logits: Option<f32>,
 }
@@ -172,6 +173,10 @@ impl StepHooks for Meddler {
 
     fn replace_audio(&mut self) -> Option<Vec<i64>> {
         self.replaced.clone()
+    }
+
+    fn audio_token(&mut self, codebook: usize, sampled: i64) -> i64 {
+        self.first.filter(|_| codebook == 0).unwrap_or(sampled)
     }
 
     fn audio_tokens(&mut self, tokens: &mut [i64]) {
@@ -194,6 +199,8 @@ fn bad_hooks_leave_a_stream_that_can_be_reset<E: Executor>(exec: &E) {
         (Meddler { text: Some(-2), ..none.clone() }, "forced text"),
         (Meddler { replaced: Some(vec![1]), ..none.clone() }, "forced audio"),
         (Meddler { replaced: Some(vec![1, 25]), ..none.clone() }, "forced audio"),
+        (Meddler { first: Some(-2), ..none.clone() }, "forced audio"),
+        (Meddler { first: Some(25), ..none.clone() }, "forced audio"),
         (Meddler { audio: Some(-2), ..none.clone() }, "forced audio"),
         (Meddler { audio: Some(i64::MAX), ..none.clone() }, "forced audio"),
     ] {
@@ -218,6 +225,16 @@ fn bad_hooks_leave_a_stream_that_can_be_reset<E: Executor>(exec: &E) {
         let output = step(&lm, &mut state, 0, (&warm, 1), &mut hooks);
         assert!((0..40).contains(&output.text_token));
     }
+    let given_first = |first: i64| {
+        let mut state = lm.new_state(&LmStreamOptions::default()).unwrap();
+        let mut hooks = Meddler { first: Some(first), ..none.clone() };
+        let output = step(&lm, &mut state, 0, (&warm, 1), &mut hooks);
+        assert_eq!(output.audio_tokens[0], first);
+        output.trace.unwrap().depth_logits
+    };
+    let (one, other) = (given_first(3), given_first(4));
+    assert_eq!(one[0], other[0]);
+    assert_ne!(one[1], other[1], "the second codebook sees the first");
     let mut forced = Meddler { text: Some(40), replaced: Some(vec![-1, 24]), ..none };
     let output = step(&lm, &mut state, 0, (&warm, 1), &mut forced);
     assert_eq!((output.text_token, output.audio_tokens), (40, vec![-1, 24]));

@@ -12,6 +12,7 @@ mod batching;
 mod bench;
 mod cli;
 mod codec_modes;
+mod compare;
 mod devices;
 mod few_bits;
 mod formats;

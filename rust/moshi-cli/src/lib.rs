@@ -4,6 +4,7 @@
 
 mod card;
 mod commands;
+pub mod compare;
 mod hub;
 mod interrupt;
 mod options;

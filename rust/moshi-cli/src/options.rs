@@ -56,6 +56,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Measure how long steps take, stage by stage, against what memory allows.
     Bench(BenchArgs),
+    /// Compare a model's predictions in bf16, q8 and q4 with those in f32.
+    CompareFormats(CompareFormatsArgs),
     /// Measure this machine and predict which models run on it in real time.
     Doctor(DoctorArgs),
 }
@@ -336,6 +338,31 @@ pub(crate) struct BenchArgs {
     /// Take a step every 80 ms, as a conversation does, not one after the other.
     #[arg(long)]
     pub(crate) paced: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareFormatsArgs {
+    /// Audio file that the model hears. In every format it hears the same codes and is given the
+    /// tokens that it draws in f32.
+    pub(crate) input: PathBuf,
+    /// Model: a folder, a file in one, or OWNER/NAME of a repository on the hub. Without it, the
+    /// model in the box. In f32 it takes 4 bytes of memory for every weight.
+    #[arg(short, long)]
+    pub(crate) model: Option<PathBuf>,
+    /// Branch, tag or commit of a model on the hub.
+    #[arg(long)]
+    pub(crate) revision: Option<String>,
+    /// Frames of the recording to take, at most; without it, all.
+    #[arg(long, value_parser = frames)]
+    pub(crate) frames: Option<usize>,
+    /// Seed of the draws in f32.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,

@@ -324,7 +324,7 @@ fn foreign_state() -> Error {
 
 /// Conditions for a conversation when the caller gives none: what the config says, the best
 /// quality where the model distinguishes qualities, else no value.
-pub(crate) fn default_conditions(config: &LmConfig) -> Conditions {
+pub fn default_conditions(config: &LmConfig) -> Conditions {
     let best = "very_good".to_owned();
     let fused = config.fuser.sum.iter().chain(&config.fuser.cross);
     let value = |name: &String| match config.conditioner(name).ok().map(|c| &c.kind) {

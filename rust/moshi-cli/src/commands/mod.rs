@@ -4,6 +4,7 @@ mod bench;
 pub(crate) mod chat;
 mod client;
 mod codec;
+mod compare_formats;
 mod doctor;
 mod info;
 mod run;
@@ -28,6 +29,7 @@ pub(crate) fn run(command: Command, chat: Option<Chat<'_>>) -> Result<i32> {
         Command::Info(args) => info::info(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::CompareFormats(args) => compare_formats::compare_formats(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     }
 }

@@ -24,6 +24,10 @@ pub trait StepHooks {
     fn replace_audio(&mut self) -> Option<Vec<i64>> {
         None
     }
+    /// May replace the token of a codebook as it is sampled; the next codebooks depend on it.
+    fn audio_token(&mut self, _codebook: usize, sampled: i64) -> i64 {
+        sampled
+    }
     /// May replace sampled audio tokens after all of them are drawn.
     fn audio_tokens(&mut self, _tokens: &mut [i64]) {}
 }
@@ -360,7 +364,7 @@ impl<E: Executor> LanguageModel<E> {
             let logits = self.exec.values(&logits)?;
             let mut row = 0;
             for (((slot, output), previous), &replaced) in
-                slots.iter().zip(&mut *outputs).zip(&mut *previous).zip(&*replaced)
+                slots.iter_mut().zip(&mut *outputs).zip(&mut *previous).zip(&*replaced)
             {
                 let branches = row..row + slot.state.lanes.len();
                 let mixed = mix(scratch, slot.state, &logits, row, self.config.card);
@@ -371,7 +375,9 @@ impl<E: Executor> LanguageModel<E> {
                 let rng = CounterRng::new(slot.seed);
                 let uniform = rng.uniform(slot.state.offset(), 1 + k as u32);
                 let Sampling { temperature, top_k, .. } = *slot.sampling;
-                *previous = sample(mixed, temperature, top_k, uniform, order) as i64;
+                let sampled = sample(mixed, temperature, top_k, uniform, order) as i64;
+                *previous = slot.hooks.audio_token(k, sampled);
+                check_token("forced audio", *previous, self.config.card as i64)?;
                 output.audio_tokens.push(*previous);
                 if let Some(trace) = &mut output.trace {
                     let of = |row| row_of(&logits, row, self.config.card).to_vec();
