@@ -131,7 +131,8 @@ impl<E: Executor> LanguageModel<E> {
                 check_token("forced audio", token, self.config.card as i64)?;
             }
             let LmOutput { text_token, audio_tokens, row, .. } = output;
-            let tokens = (0..1 + audio_tokens.len())
+            let streams = 1 + audio_tokens.len();
+            let tokens = (0..streams)
                 .map(|stream| stream.checked_sub(1).map_or(*text_token, |k| audio_tokens[k]));
             match slot.state.delays.finish(tokens) {
                 None => *row = None,
@@ -251,7 +252,9 @@ impl<E: Executor> LanguageModel<E> {
         hidden: &E::Buffer,
         outputs: &mut [LmOutput],
     ) -> Result<()> {
-        outputs.iter_mut().for_each(|output| output.trace = None);
+        for output in &mut *outputs {
+            output.trace = None;
+        }
         if !slots.iter().any(|slot| slot.trace) {
             return Ok(());
         }
@@ -328,7 +331,9 @@ impl<E: Executor> LanguageModel<E> {
         outputs: &mut [LmOutput],
         order: &mut [u32],
     ) -> Result<()> {
-        outputs.iter_mut().for_each(|output| output.audio_tokens.clear());
+        for output in &mut *outputs {
+            output.audio_tokens.clear();
+        }
         let Some(depth) = &self.depth else {
             for slot in slots.iter_mut() {
                 if slot.hooks.replace_audio().is_some_and(|tokens| !tokens.is_empty()) {

@@ -161,7 +161,9 @@ impl<E: Executor> Mimi<E> {
                 &catalog.files(),
                 &[&match options.mode {
                     MimiMode::Exact => format!("{config:?} {num_codebooks} {streaming_window:?}"),
-                    mode => format!("{config:?} {num_codebooks} {streaming_window:?} {mode:?}"),
+                    mode @ MimiMode::Fast => {
+                        format!("{config:?} {num_codebooks} {streaming_window:?} {mode:?}")
+                    }
                 }],
             ),
             config,
