@@ -56,7 +56,7 @@ async fn run(app: &App, mut socket: Socket, parameters: &Parameters) {
         Ok(codec) => codec,
         Err(error) => return socket.close(1011, &error.to_string()).await,
     };
-    let mut ears = Ears::new(listener);
+    let mut ears = Ears::new(listener, app.hub.card().sample_rate_hz);
     let request = parameters.request(app.hub.card().sampling);
     let handle = match wait_for_slot(app, &mut socket, request, &mut ears).await {
         Some(Ok(handle)) => handle,
