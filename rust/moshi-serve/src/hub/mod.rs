@@ -228,7 +228,8 @@ impl Hub {
         let (events, receiver) = mpsc::channel(OUTPUT_FRAMES);
         let (reply, settings) = oneshot::channel();
         let mut state = self.shared.lock();
-        let handle = self.link(&mut state, slot, token, receiver);
+        let mut handle = self.link(&mut state, slot, token, receiver);
+        handle.stepped = blob.is_some();
         if !state.failed {
             let stream = request.stream;
             state.commands.push(Command::Open { slot, stream, blob, events, reply });
@@ -249,7 +250,9 @@ impl Hub {
         }
         let (events, receiver) = mpsc::channel(OUTPUT_FRAMES);
         let (reply, settings) = oneshot::channel();
-        let handle = self.link(&mut state, slot, Token::from(token), receiver);
+        let mut handle = self.link(&mut state, slot, Token::from(token), receiver);
+        // Not begun by this connection, and not to be lost with it.
+        handle.stepped = true;
         state.commands.push(Command::Attach { slot, events, reply });
         self.shared.changed(state);
         Some(Opening { handle, settings })
@@ -284,9 +287,7 @@ impl Hub {
 
     fn leave(&self, handle: &SessionHandle) {
         let mut state = self.shared.lock();
-        let ours =
-            state.links.get(&handle.slot).is_some_and(|link| link.generation == handle.generation);
-        if !ours {
+        if !state.belongs_to(handle.slot, handle.generation) {
             self.shared.count_end(handle.end_reason().map_or("closed", End::name));
             return;
         }

@@ -52,6 +52,11 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// False once another connection has the slot, or nobody has it.
+    pub(super) fn belongs_to(&self, slot: SlotId, generation: u64) -> bool {
+        self.links.get(&slot).is_some_and(|link| link.generation == generation)
+    }
+
     /// Ends a conversation and forgets it.
     pub(super) fn end(&mut self, slot: SlotId, reason: End) {
         self.forget(slot, Some(reason));

@@ -237,15 +237,20 @@ impl Live<'_> {
     fn fill_pause(&mut self) {
         let card = self.app.hub.card();
         let now = Instant::now();
+        if self.fixture.is_some() {
+            // Who has a recording played waits for its end.
+            self.handle.touch();
+        }
         if self.backlog > 0 {
             self.pace.busy(now);
         } else if self.pace.takes_silence(card.frame_time(), now) {
-            self.handle.offer_with_room(&vec![0.0; card.frame_samples]);
+            self.handle.fill_with_room(&vec![0.0; card.frame_samples]);
         }
     }
 
     /// Does what an event asks for; true when it asks for the end.
     async fn obey(&mut self, message: &[u8]) -> Result<bool, Gone> {
+        self.handle.touch();
         let event: Value = serde_json::from_slice(message).unwrap_or_default();
         let cause = event.get("event_id");
         match event["type"].as_str().unwrap_or_default() {

@@ -270,7 +270,7 @@ impl Session<'_> {
         if self.backlog > 0 {
             self.heard.pace.busy(now);
         } else if self.heard.pace.takes_silence(card.frame_time(), now) {
-            self.handle.offer_with_room(&vec![0.0; card.frame_samples]);
+            self.handle.fill_with_room(&vec![0.0; card.frame_samples]);
         }
     }
 

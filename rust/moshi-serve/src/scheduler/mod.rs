@@ -134,13 +134,12 @@ impl<F> Scheduler<F> {
         Refusal::Full { used: self.slots.len(), capacity: self.capacity.sessions() }
     }
 
-    /// Adds a frame.
+    /// Adds a frame. Whether it is a sign of life is for [`Scheduler::touch`] to say.
     pub fn push(&mut self, slot: SlotId, frame: F, now: Duration) -> Pushed<F> {
         let Some(slot) = self.slots.get_mut(&slot).filter(|slot| slot.parked_until.is_none())
         else {
             return Pushed::Gone;
         };
-        slot.last_input = now;
         slot.last_frame = Some(now);
         let limit = match slot.overflow {
             Overflow::DropOldest => self.rules.max_lag_frames,
@@ -159,7 +158,7 @@ impl<F> Scheduler<F> {
         Pushed::DroppedOldest
     }
 
-    /// Sign of life of a slot that sends no frames, or not yet a whole one.
+    /// Sign of life of a slot.
     pub fn touch(&mut self, slot: SlotId, now: Duration) {
         if let Some(slot) = self.slots.get_mut(&slot) {
             slot.last_input = now;
@@ -451,6 +450,7 @@ mod tests {
         let mut s = scheduler(2);
         let [a, b] = [(); 2].map(|()| admit(&mut s));
         s.touch(b, ms(60_000));
+        s.push(a, 1, ms(60_000));
         assert_eq!(s.next_deadline(), Some(ms(120_000)));
         assert!(s.idle(ms(119_999)).is_empty());
         assert_eq!(s.idle(ms(120_000)), [a]);
