@@ -283,8 +283,8 @@ async fn drain_hub(
             config.drain.as_secs()
         );
     }
-    let deadline = Instant::now() + config.drain;
-    while running(hub) > 0 && Instant::now() < deadline {
+    let start = Instant::now();
+    while running(hub) > 0 && start.elapsed() < config.drain {
         tokio::select! {
             () = sleep(Duration::from_millis(20)) => {}
             () = stop.requested() => break,

@@ -286,9 +286,15 @@ impl Hub {
     }
 
     fn leave(&self, handle: &SessionHandle) {
+        // Who was not let in has been counted as rejected.
+        let count_end = |reason| {
+            if handle.settings.is_some() {
+                self.shared.count_end(reason);
+            }
+        };
         let mut state = self.shared.lock();
         if !state.belongs_to(handle.slot, handle.generation) {
-            self.shared.count_end(handle.end_reason().map_or("closed", End::name));
+            count_end(handle.end_reason().map_or("closed", End::name));
             return;
         }
         // A conversation that has not begun is not worth a slot.
@@ -296,10 +302,9 @@ impl Hub {
             && (handle.stepped || handle.settings.is_some_and(|s| s.steps > 0))
             && !self.shared.grace.is_zero();
         if park {
-            self.shared.count_end("lost");
+            count_end("lost");
             for gone in state.scheduler.park(handle.slot, self.shared.now()) {
                 state.forget(gone, None);
-                self.shared.count_end("resume_memory");
             }
         } else {
             let reason = match handle.leave {
@@ -309,7 +314,7 @@ impl Hub {
             if handle.leave == Leave::End(End::SlowReader) {
                 self.metrics().slow_readers.inc();
             }
-            self.shared.count_end(reason);
+            count_end(reason);
             state.forget(handle.slot, None);
         }
         self.shared.changed(state);

@@ -125,8 +125,8 @@ impl Shared {
             return;
         }
         for slot in expired {
+            // Its end was counted when its connection was lost.
             state.forget(slot, None);
-            self.count_end("grace_over");
         }
         for slot in idle {
             state.end(slot, End::Idle);

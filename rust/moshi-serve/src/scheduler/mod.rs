@@ -200,7 +200,7 @@ impl<F> Scheduler<F> {
     pub fn park(&mut self, slot: SlotId, now: Duration) -> Vec<SlotId> {
         let Some(state) = self.slots.get_mut(&slot) else { return Vec::new() };
         state.frames.clear();
-        state.parked_until = Some(now + self.rules.grace);
+        state.parked_until = Some(now.saturating_add(self.rules.grace));
         let mut parked: Vec<(Duration, SlotId)> =
             self.slots.iter().filter_map(|(&id, slot)| Some((slot.parked_until?, id))).collect();
         parked.sort_unstable();
@@ -242,7 +242,7 @@ impl<F> Scheduler<F> {
     /// Slots with a connection that have been silent for too long.
     pub fn idle(&self, now: Duration) -> Vec<SlotId> {
         let idle = |slot: &Slot<F>| {
-            slot.parked_until.is_none() && now >= slot.last_input + self.rules.idle
+            slot.parked_until.is_none() && now >= slot.last_input.saturating_add(self.rules.idle)
         };
         self.slots.iter().filter(|(_, slot)| idle(slot)).map(|(&id, _)| id).collect()
     }
@@ -456,5 +456,18 @@ mod tests {
         assert_eq!(s.idle(ms(120_000)), [a]);
         s.park(a, ms(120_000));
         assert_eq!(s.idle(ms(500_000)), [b]);
+    }
+
+    #[test]
+    fn for_ever_is_a_time_like_others() {
+        let (idle, grace, coalesce) = (Duration::MAX, Duration::MAX, Duration::MAX);
+        let mut s = Scheduler::new(Rules { idle, grace, coalesce, ..RULES }, Capacity::fixed(2));
+        let [a, b] = [(); 2].map(|()| admit(&mut s));
+        s.push(a, 1, ms(1));
+        s.push(b, 2, ms(1));
+        assert_eq!(step(s.decide(ms(2))), [(a, 1), (b, 2)]);
+        s.park(b, ms(3));
+        assert!(s.idle(ms(u64::MAX)).is_empty() && s.expire(ms(u64::MAX)).is_empty());
+        assert_eq!(s.next_deadline(), Some(Duration::MAX));
     }
 }

@@ -72,6 +72,10 @@ async fn kept_sessions_end_with_their_grace_and_within_their_memory() {
     talk(&mut client, &frames(1)).await;
     drop(client);
     server.slots(0, 0).await;
+    let text = server.hub.metrics_text();
+    let ends: Vec<&str> =
+        text.lines().filter(|line| line.starts_with("moshi_sessions_ended_total")).collect();
+    assert_eq!(ends, ["moshi_sessions_ended_total{reason=\"lost\"} 1"], "one end each");
     let mut late = server.connect(&[("resume", &token(&metadata))]).await;
     let (code, reason) = closed(&mut late).await.unwrap();
     assert!(code == 1008 && reason.contains("unknown or expired"), "{code} {reason}");
