@@ -20,6 +20,8 @@ struct Slot<F> {
     last_input: Duration,
     /// When the last whole frame came: the next one is due a frame's time later.
     last_frame: Option<Duration>,
+    /// When its last frame was taken for a step.
+    last_step: Option<Duration>,
     dropped: u64,
     /// Set while there is no connection: when to give up.
     parked_until: Option<Duration>,
@@ -123,6 +125,7 @@ impl<F> Scheduler<F> {
             overflow,
             last_input: now,
             last_frame: None,
+            last_step: None,
             dropped: 0,
             parked_until: None,
         };
@@ -167,32 +170,72 @@ impl<F> Scheduler<F> {
 
     /// What to do now. A ready frame waits for others only while one of them is due within the
     /// coalescing time, judged by when its slot's last one came.
+    ///
+    /// An upload, which has a frame ready whenever it is asked, takes no time from dialogues: it is
+    /// stepped alone only while none of them is due before the step's end, and joins their steps
+    /// at the pace of time.
     pub fn decide(&mut self, now: Duration) -> Decision<F> {
-        let connected = || self.slots.values().filter(|slot| slot.parked_until.is_none());
-        let oldest = connected().filter_map(|slot| slot.frames.front()).map(|(_, at)| *at).min();
-        let Some(oldest) = oldest else { return Decision::Idle };
-        let deadline = oldest + self.rules.coalesce;
-        if now < deadline {
-            let due = |slot: &Slot<F>| {
-                let next = slot.last_frame.map(|last| last + self.rules.frame);
-                let soon = |next: Duration| next <= deadline && next + self.rules.coalesce >= now;
-                slot.frames.is_empty() && next.is_some_and(soon)
-            };
-            if connected().any(due) {
-                return Decision::Wait(deadline);
+        let dialogue = self.oldest(Overflow::DropOldest);
+        let Some(oldest) = dialogue.or_else(|| self.oldest(Overflow::PushBack)) else {
+            return Decision::Idle;
+        };
+        let deadline = oldest.saturating_add(self.rules.coalesce);
+        if now < deadline && self.next_due(now, deadline, |_| true).is_some() {
+            return Decision::Wait(deadline);
+        }
+        if dialogue.is_none() {
+            let ready = self.connected().filter(|slot| !slot.frames.is_empty()).count();
+            let end = now.saturating_add(self.capacity.step_time(ready));
+            let is_dialogue = |slot: &Slot<F>| slot.overflow == Overflow::DropOldest;
+            if let Some(due) = self.next_due(now, end, is_dialogue) {
+                return Decision::Wait(due.saturating_add(self.rules.coalesce));
             }
         }
+        let pause = self.rules.frame * 3 / 4;
+        let joins = |slot: &Slot<F>| {
+            let rested = || slot.last_step.is_none_or(|last| now >= last.saturating_add(pause));
+            dialogue.is_none() || slot.overflow == Overflow::DropOldest || rested()
+        };
         let mut batch = Vec::new();
         for (&id, slot) in &mut self.slots {
-            if slot.parked_until.is_some() {
+            if slot.parked_until.is_some() || !joins(slot) {
                 continue;
             }
             if let Some((frame, arrived)) = slot.frames.pop_front() {
+                slot.last_step = Some(now);
                 let (waiting, dropped) = (slot.frames.len(), slot.dropped);
                 batch.push(Ready { slot: id, frame, arrived, waiting, dropped });
             }
         }
         Decision::Step(batch)
+    }
+
+    fn connected(&self) -> impl Iterator<Item = &Slot<F>> {
+        self.slots.values().filter(|slot| slot.parked_until.is_none())
+    }
+
+    /// When the longest waiting frame came of slots of a kind.
+    fn oldest(&self, overflow: Overflow) -> Option<Duration> {
+        let of_kind = self.connected().filter(|slot| slot.overflow == overflow);
+        of_kind.filter_map(|slot| slot.frames.front()).map(|(_, at)| *at).min()
+    }
+
+    /// When the first frame is due that comes until `until`, of these slots. One that is late by
+    /// the coalescing time is not waited for.
+    fn next_due(
+        &self,
+        now: Duration,
+        until: Duration,
+        of: impl Fn(&Slot<F>) -> bool,
+    ) -> Option<Duration> {
+        let is_awaited = |due: &Duration| {
+            *due <= until && due.saturating_add(self.rules.coalesce) > now
+        };
+        self.connected()
+            .filter(|slot| slot.frames.is_empty() && of(slot))
+            .filter_map(|slot| Some(slot.last_frame?.saturating_add(self.rules.frame)))
+            .filter(is_awaited)
+            .min()
     }
 
     /// A slot has lost its connection: its frames are forgotten, its place is kept for the grace.
@@ -357,6 +400,79 @@ mod tests {
         assert_eq!(step(s.decide(ms(265))), [(a, 3)], "b is late");
         s.push(a, 4, ms(340));
         assert_eq!(step(s.decide(ms(340))), [(a, 4)], "b stopped sending");
+    }
+
+    /// Steps of a dialogue that sends at the pace of time and of an upload that never ends, in ten
+    /// seconds of an engine of these step times for one and two. No frame of the dialogue waits.
+    fn steps_beside_an_upload(capacity: Capacity, times: [u64; 2]) -> (usize, usize) {
+        let mut s = Scheduler::new(RULES, capacity);
+        let dialogue = admit(&mut s);
+        let upload = s.admit(ms(0), Overflow::PushBack).unwrap();
+        let (mut now, mut next) = (ms(0), ms(80));
+        let (mut said, mut sent) = (0, 0);
+        while now < ms(10_000) {
+            while next <= now {
+                s.push(dialogue, 0, next);
+                next += RULES.frame;
+            }
+            while s.push(upload, 0, now) == Pushed::Accepted {}
+            match s.decide(now) {
+                Decision::Step(batch) => {
+                    for ready in &batch {
+                        if ready.slot == dialogue {
+                            said += 1;
+                            // The first one cannot be expected.
+                            let waited = now - ready.arrived;
+                            assert!(waited <= RULES.coalesce || said == 1, "{now:?} {ready:?}");
+                        } else {
+                            sent += 1;
+                        }
+                    }
+                    let took = ms(times[batch.len() - 1]);
+                    now += took;
+                    s.capacity_mut().observe(batch.len(), took, now);
+                }
+                Decision::Wait(until) => {
+                    assert!(until > now);
+                    now = until.min(next);
+                }
+                Decision::Idle => now = next,
+            }
+        }
+        (said, sent)
+    }
+
+    #[test]
+    fn an_upload_takes_the_time_that_dialogues_leave() {
+        for fixed in [false, true] {
+            let capacity = |times: [u64; 2]| match fixed {
+                true => Capacity::fixed(4),
+                false => {
+                    let steps = [(1, ms(times[0])), (2, ms(times[1]))];
+                    Capacity::measured(RULES.frame, &steps, 4)
+                }
+            };
+            let (said, sent) = steps_beside_an_upload(capacity([10, 12]), [10, 12]);
+            assert!(said >= 123 && sent >= 5 * said, "{fixed} {said} {sent}");
+            let (said, sent) = steps_beside_an_upload(capacity([50, 60]), [50, 60]);
+            assert!(said >= 123 && sent.abs_diff(said) <= 3, "{fixed} {said} {sent}");
+        }
+    }
+
+    #[test]
+    fn an_old_frame_of_an_upload_keeps_no_dialogues_apart() {
+        let mut s = scheduler(3);
+        let [a, b] = [(); 2].map(|()| admit(&mut s));
+        let upload = s.admit(ms(0), Overflow::PushBack).unwrap();
+        for (slot, at) in [(a, 100), (b, 103)] {
+            s.push(slot, 0, ms(at));
+            step(s.decide(ms(at + 20)));
+        }
+        s.push(upload, 7, ms(130));
+        s.push(a, 1, ms(180));
+        assert_eq!(s.decide(ms(180)), Decision::Wait(ms(185)));
+        s.push(b, 2, ms(183));
+        assert_eq!(step(s.decide(ms(183))), [(a, 1), (b, 2), (upload, 7)]);
     }
 
     #[test]
