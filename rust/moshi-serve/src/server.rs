@@ -179,9 +179,8 @@ impl Server {
         hub.drain();
         if outcome.is_ok() {
             match hub.save().await {
-                Ok(0) => {}
-                Ok(saved) => log::info!("{saved} sessions saved for a later start"),
-                Err(error) => log::error!("sessions cannot be saved: {error}"),
+                0 => {}
+                saved => log::info!("{saved} sessions saved for a later start"),
             }
         }
         hub.end_all(End::Draining);

@@ -150,7 +150,13 @@ async fn sessions_outlive_a_stop_in_the_state_folder_only() {
         assert_eq!((mode(&files[0].path()), mode(&dir)), (0o600, 0o700));
     }
 
-    let server = Running::start(&Arc::new(Echo::new()), settings());
+    let server = Running::start(&Arc::new(Echo::new()), ServeConfig { max_sessions: Some(1), ..settings() });
+    let mut other = server.connect(&[]).await;
+    greeted(&mut other).await;
+    let mut refused = server.connect(&[("resume", &token(&metadata))]).await;
+    assert_eq!(closed(&mut refused).await.unwrap().0, 1013, "and may come again");
+    other.close().await;
+    server.slots(0, 0).await;
     let mut client = server.connect(&[("resume", &token(&metadata))]).await;
     assert_eq!(greeted(&mut client).await["steps"], 5);
     let second = frames(8)[5..].to_vec();
