@@ -228,9 +228,8 @@ impl<F> Scheduler<F> {
         until: Duration,
         of: impl Fn(&Slot<F>) -> bool,
     ) -> Option<Duration> {
-        let is_awaited = |due: &Duration| {
-            *due <= until && due.saturating_add(self.rules.coalesce) > now
-        };
+        let is_awaited =
+            |due: &Duration| *due <= until && due.saturating_add(self.rules.coalesce) > now;
         self.connected()
             .filter(|slot| slot.frames.is_empty() && of(slot))
             .filter_map(|slot| Some(slot.last_frame?.saturating_add(self.rules.frame)))

@@ -150,7 +150,8 @@ async fn sessions_outlive_a_stop_in_the_state_folder_only() {
         assert_eq!((mode(&files[0].path()), mode(&dir)), (0o600, 0o700));
     }
 
-    let server = Running::start(&Arc::new(Echo::new()), ServeConfig { max_sessions: Some(1), ..settings() });
+    let server =
+        Running::start(&Arc::new(Echo::new()), ServeConfig { max_sessions: Some(1), ..settings() });
     let mut other = server.connect(&[]).await;
     greeted(&mut other).await;
     let mut refused = server.connect(&[("resume", &token(&metadata))]).await;
