@@ -19,6 +19,7 @@ pub mod client;
 pub mod config;
 pub mod error;
 pub mod hub;
+mod line;
 pub mod metrics;
 mod realtime;
 mod routes;
