@@ -81,7 +81,7 @@ fn steps_beside_an_upload(capacity: Capacity, times: [u64; 2]) -> (usize, usize)
                     if ready.slot == dialogue {
                         said += 1;
                         // The first one cannot be expected.
-                        let waited = now - ready.arrived;
+                        let waited = now.saturating_sub(ready.arrived);
                         assert!(waited <= RULES.coalesce || said == 1, "{now:?} {ready:?}");
                     } else {
                         sent += 1;
@@ -104,12 +104,12 @@ fn steps_beside_an_upload(capacity: Capacity, times: [u64; 2]) -> (usize, usize)
 #[test]
 fn an_upload_takes_the_time_that_dialogues_leave() {
     for fixed in [false, true] {
-        let capacity = |times: [u64; 2]| match fixed {
-            true => Capacity::fixed(4),
-            false => {
-                let steps = [(1, ms(times[0])), (2, ms(times[1]))];
-                Capacity::measured(RULES.frame, &steps, 4)
+        let capacity = |times: [u64; 2]| {
+            if fixed {
+                return Capacity::fixed(4);
             }
+            let steps = [(1, ms(times[0])), (2, ms(times[1]))];
+            Capacity::measured(RULES.frame, &steps, 4)
         };
         let (said, sent) = steps_beside_an_upload(capacity([10, 12]), [10, 12]);
         assert!(said >= 123 && sent >= 5 * said, "{fixed} {said} {sent}");
@@ -235,8 +235,8 @@ fn silence_makes_a_slot_idle() {
 
 #[test]
 fn for_ever_is_a_time_like_others() {
-    let (idle, grace, coalesce) = (Duration::MAX, Duration::MAX, Duration::MAX);
-    let mut s = Scheduler::new(Rules { idle, grace, coalesce, ..RULES }, Capacity::fixed(2));
+    let (coalesce, grace, idle) = (Duration::MAX, Duration::MAX, Duration::MAX);
+    let mut s = Scheduler::new(Rules { coalesce, grace, idle, ..RULES }, Capacity::fixed(2));
     let [a, b] = [(); 2].map(|()| admit(&mut s));
     s.push(a, 1, ms(1));
     s.push(b, 2, ms(1));
