@@ -20,6 +20,7 @@ pub mod config;
 pub mod error;
 pub mod hub;
 mod line;
+mod memory;
 pub mod metrics;
 mod realtime;
 mod routes;

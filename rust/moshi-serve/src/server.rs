@@ -24,6 +24,7 @@ use crate::backend::Backend;
 use crate::config::ServeConfig;
 use crate::error::ServeError;
 use crate::hub::{End, Hub, HubOptions};
+use crate::memory;
 use crate::routes::{App, router};
 use crate::starting::{self, Starting};
 use crate::worker::{Worker, rules};
@@ -111,7 +112,9 @@ impl Server {
         );
         let options =
             HubOptions { state_dir: config.state_dir.clone(), grace: config.resume_grace };
-        let worker = Worker::start(backend, rules, config.max_sessions, MOST_SESSIONS, options)?;
+        let fit = || memory::sessions_that_fit(card.session_bytes).unwrap_or(MOST_SESSIONS);
+        let most = if card.is_in_main_memory() { fit().min(MOST_SESSIONS) } else { MOST_SESSIONS };
+        let worker = Worker::start(backend, rules, config.max_sessions, most, options)?;
         self.starting.lock().unwrap_or_else(PoisonError::into_inner).take();
         Ok(worker)
     }
