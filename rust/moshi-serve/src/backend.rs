@@ -33,6 +33,12 @@ impl Card {
     pub fn frame_time(&self) -> Duration {
         Duration::from_secs_f64(self.frame_samples as f64 / f64::from(self.sample_rate_hz))
     }
+
+    /// True where sessions take the machine's own memory. A system may promise more of it than
+    /// there is, while a device refuses.
+    pub(crate) fn is_in_main_memory(&self) -> bool {
+        self.executor.contains("cpu")
+    }
 }
 
 /// How a stream begins.

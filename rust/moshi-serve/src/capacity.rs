@@ -12,6 +12,8 @@ use std::time::Duration;
 const BUDGET: f64 = 0.8;
 /// Weight of a new measurement.
 const LEARNING_RATE: f64 = 0.02;
+/// The same for the usual time of a step.
+const USUAL_RATE: f64 = 0.1;
 /// Bounds of the learnt ratio: beyond them something else is wrong.
 const RATIO: (f64, f64) = (0.5, 8.0);
 /// Without a step for so long, what was learnt begins to fade. Pauses within a conversation are
@@ -27,6 +29,8 @@ pub struct Capacity {
     frame_s: f64,
     /// Streams and seconds of a step, by streams.
     measured: Vec<(f64, f64)>,
+    /// Seconds of a step where nothing was measured.
+    usual_s: f64,
     ratio: f64,
     /// When a step was observed last, or fading was reckoned.
     reckoned: Duration,
@@ -40,6 +44,7 @@ impl Capacity {
             fixed: Some(sessions),
             frame_s: 0.0,
             measured: Vec::new(),
+            usual_s: 0.0,
             ratio: 1.0,
             reckoned: Duration::ZERO,
             most: sessions,
@@ -52,7 +57,8 @@ impl Capacity {
             steps.iter().map(|&(streams, took)| (streams as f64, took.as_secs_f64())).collect();
         measured.sort_by(|a, b| a.0.total_cmp(&b.0));
         let reckoned = Duration::ZERO;
-        Self { fixed: None, frame_s: frame.as_secs_f64(), measured, ratio: 1.0, reckoned, most }
+        let frame_s = frame.as_secs_f64();
+        Self { fixed: None, frame_s, measured, usual_s: 0.0, ratio: 1.0, reckoned, most }
     }
 
     /// Conversations that fit, at least one.
@@ -79,14 +85,17 @@ impl Capacity {
         self.fixed.is_some() || self.predict(1) * self.ratio <= self.frame_s
     }
 
-    /// Time of a step of so many streams.
+    /// Time of a step of so many streams; where nothing was measured, of the last steps.
     pub fn step_time(&self, streams: usize) -> Duration {
-        Duration::from_secs_f64((self.predict(streams) * self.ratio).max(0.0))
+        let predicted = (self.predict(streams) * self.ratio).max(0.0);
+        Duration::from_secs_f64(if self.measured.is_empty() { self.usual_s } else { predicted })
     }
 
     /// Learns from a step that ended `now`.
     pub fn observe(&mut self, streams: usize, took: Duration, now: Duration) {
         self.reckoned = now;
+        let weight = if self.usual_s > 0.0 { USUAL_RATE } else { 1.0 };
+        self.usual_s += weight * (took.as_secs_f64() - self.usual_s);
         let predicted = self.predict(streams);
         if predicted > 0.0 {
             let ratio = (took.as_secs_f64() / predicted).clamp(RATIO.0, RATIO.1);

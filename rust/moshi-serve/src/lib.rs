@@ -19,6 +19,8 @@ pub mod client;
 pub mod config;
 pub mod error;
 pub mod hub;
+mod line;
+mod memory;
 pub mod metrics;
 mod realtime;
 mod routes;

@@ -20,7 +20,8 @@ pub struct Metrics {
     registry: Registry,
     /// Conversations that began, by protocol.
     pub sessions: Family<Labels, Counter>,
-    /// Conversations that ended, by reason.
+    /// Conversations that ended, by reason. One that is kept for its token has ended as lost, and
+    /// begins once more if its token comes.
     pub ended: Family<Labels, Counter>,
     /// Callers turned away, by reason.
     pub rejected: Family<Labels, Counter>,

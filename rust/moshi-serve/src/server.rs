@@ -24,6 +24,7 @@ use crate::backend::Backend;
 use crate::config::ServeConfig;
 use crate::error::ServeError;
 use crate::hub::{End, Hub, HubOptions};
+use crate::memory;
 use crate::routes::{App, router};
 use crate::starting::{self, Starting};
 use crate::worker::{Worker, rules};
@@ -111,7 +112,9 @@ impl Server {
         );
         let options =
             HubOptions { state_dir: config.state_dir.clone(), grace: config.resume_grace };
-        let worker = Worker::start(backend, rules, config.max_sessions, MOST_SESSIONS, options)?;
+        let fit = || memory::sessions_that_fit(card.session_bytes).unwrap_or(MOST_SESSIONS);
+        let most = if card.is_in_main_memory() { fit().min(MOST_SESSIONS) } else { MOST_SESSIONS };
+        let worker = Worker::start(backend, rules, config.max_sessions, most, options)?;
         self.starting.lock().unwrap_or_else(PoisonError::into_inner).take();
         Ok(worker)
     }
@@ -179,9 +182,8 @@ impl Server {
         hub.drain();
         if outcome.is_ok() {
             match hub.save().await {
-                Ok(0) => {}
-                Ok(saved) => log::info!("{saved} sessions saved for a later start"),
-                Err(error) => log::error!("sessions cannot be saved: {error}"),
+                0 => {}
+                saved => log::info!("{saved} sessions saved for a later start"),
             }
         }
         hub.end_all(End::Draining);
@@ -283,8 +285,8 @@ async fn drain_hub(
             config.drain.as_secs()
         );
     }
-    let deadline = Instant::now() + config.drain;
-    while running(hub) > 0 && Instant::now() < deadline {
+    let start = Instant::now();
+    while running(hub) > 0 && start.elapsed() < config.drain {
         tokio::select! {
             () = sleep(Duration::from_millis(20)) => {}
             () = stop.requested() => break,

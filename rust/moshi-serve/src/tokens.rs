@@ -96,6 +96,11 @@ fn remove(path: &Path) -> std::io::Result<()> {
     }
 }
 
+/// True when there is a conversation that [`take`] may give.
+pub(crate) fn is_saved(dir: &Path, hash: TokenHash) -> bool {
+    file(dir, hash).is_file()
+}
+
 /// Reads and removes a conversation, unless its time is over: `grace` after it was written, and
 /// after the daemon was ready again, which it is for `ready_for`.
 pub(crate) fn take(

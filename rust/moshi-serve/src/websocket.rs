@@ -30,6 +30,8 @@ const FAREWELL: Duration = Duration::from_millis(500);
 const LATE_FAREWELL: Duration = Duration::from_secs(5);
 /// What is read from the socket at once.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
+/// Answers that may wait for a peer that sends and does not read, beside a largest message.
+const MAX_UNSENT_BYTES: usize = 8 << 20;
 /// Longest reason in a close frame, by the protocol.
 const MAX_REASON_BYTES: usize = 123;
 
@@ -147,6 +149,7 @@ where
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(0)
+            .max_write_buffer_size(max_message_bytes + MAX_UNSENT_BYTES)
             .max_message_size(Some(max_message_bytes))
             .max_frame_size(Some(max_message_bytes));
         let io = TokioIo::new(upgraded);

@@ -93,8 +93,9 @@ impl Worker {
     }
 }
 
-/// Times steps of one, two, four and more streams, until one takes half of a frame's time.
-fn measure<B: Backend>(backend: &B, most: usize) -> moshi_core::Result<Capacity> {
+/// Times steps of one, two, four and more streams, until one takes half of a frame's time or there
+/// is no memory for more.
+fn measure<B: Backend>(backend: &B, mut most: usize) -> moshi_core::Result<Capacity> {
     let card = backend.card();
     let silence = vec![0.0; card.frame_samples];
     let options = StreamOptions { seed: Some(0), sampling: None };
@@ -102,8 +103,18 @@ fn measure<B: Backend>(backend: &B, most: usize) -> moshi_core::Result<Capacity>
     let mut steps = Vec::new();
     loop {
         let wanted = (streams.len() * 2).clamp(1, most.max(1));
-        while streams.len() < wanted {
-            streams.push(backend.open(&options)?);
+        while streams.len() < wanted.min(most.max(1)) {
+            match backend.open(&options) {
+                Ok(stream) => streams.push(stream),
+                Err(error) if streams.is_empty() => return Err(error),
+                Err(error) => {
+                    log::warn!("no room for more than {} sessions: {error}", streams.len());
+                    most = streams.len();
+                }
+            }
+        }
+        if steps.last().is_some_and(|&(timed, _)| timed == streams.len()) {
+            break;
         }
         let frames = vec![&silence[..]; streams.len()];
         let mut times = Vec::new();

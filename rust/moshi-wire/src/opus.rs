@@ -9,7 +9,7 @@
 use ropus::{Application, Bitrate, Channels, DecodeMode, Decoder, Encoder, Signal};
 
 use crate::WireError;
-use crate::ogg::{OggItem, PageReader, PageWriter};
+use crate::ogg::{MAX_PAGE_BYTES, OggItem, PageReader, PageWriter};
 
 /// Opus counts time in samples at this rate, in Hz.
 const CLOCK_HZ: u32 = 48_000;
@@ -38,6 +38,9 @@ pub struct OpusReader {
     last_samples: usize,
     bad_packets: u64,
     concealed_samples: u64,
+    skipped_packets: u64,
+    /// Nothing was decoded since the stream began.
+    is_new: bool,
 }
 
 impl OpusReader {
@@ -56,26 +59,52 @@ impl OpusReader {
             last_samples: (rate_hz / 1000 * 20) as usize,
             bad_packets: 0,
             concealed_samples: 0,
+            skipped_packets: 0,
+            is_new: true,
         })
     }
 
-    /// Takes any part of the stream and appends the samples that it completes.
+    /// Takes any part of the stream and appends the samples that it completes. A byte can hold
+    /// 120 ms: bytes from strangers go through [`OpusReader::push_at_most`].
     pub fn push(&mut self, bytes: &[u8], samples: &mut Vec<f32>) {
-        self.pages.push(bytes);
-        while let Some(item) = self.pages.next_item() {
-            match item {
-                OggItem::Begin(_) => {
-                    // Only settings that were accepted before come again.
-                    if let Ok(decoder) = Decoder::new(self.rate_hz, Channels::Mono) {
-                        self.decoder = decoder;
-                    }
-                }
-                OggItem::Packet(packet) if is_header(&packet) => {}
-                OggItem::Packet(packet) if packet.is_empty() => self.conceal(1, samples),
-                OggItem::Packet(packet) => self.decode(&packet, samples),
-                OggItem::Lost(pages) => self.conceal(pages, samples),
+        self.push_at_most(bytes, usize::MAX, samples);
+    }
+
+    /// As [`OpusReader::push`], but decodes nothing any more once `most` samples were appended:
+    /// what follows in `bytes` is skipped. The last packet may pass the limit by its length, a gap
+    /// by a second.
+    pub fn push_at_most(&mut self, bytes: &[u8], most: usize, samples: &mut Vec<f32>) {
+        let full = samples.len().saturating_add(most);
+        for chunk in bytes.chunks(MAX_PAGE_BYTES) {
+            self.pages.push(chunk);
+            while let Some(item) = self.pages.next_item() {
+                self.take(item, full, samples);
             }
         }
+    }
+
+    fn take(&mut self, item: OggItem, full: usize, samples: &mut Vec<f32>) {
+        match item {
+            // A decoder is large, and a page that begins a stream is small.
+            OggItem::Begin(_) if self.is_new => {}
+            OggItem::Begin(_) => {
+                // Only settings that were accepted before come again.
+                if let Ok(decoder) = Decoder::new(self.rate_hz, Channels::Mono) {
+                    self.decoder = decoder;
+                    self.is_new = true;
+                }
+            }
+            OggItem::Packet(packet) if is_header(&packet) => {}
+            _ if samples.len() >= full => self.skipped_packets += 1,
+            OggItem::Packet(packet) if packet.is_empty() => self.conceal(1, samples),
+            OggItem::Packet(packet) => self.decode(&packet, samples),
+            OggItem::Lost(pages) => self.conceal(pages, samples),
+        }
+    }
+
+    /// Packets and gaps that were skipped, see [`OpusReader::push_at_most`].
+    pub fn skipped_packets(&self) -> u64 {
+        self.skipped_packets
     }
 
     /// Damaged runs of bytes and packets so far.
@@ -89,6 +118,7 @@ impl OpusReader {
     }
 
     fn decode(&mut self, packet: &[u8], samples: &mut Vec<f32>) {
+        self.is_new = false;
         match self.decoder.decode(packet, &mut self.pcm, DecodeMode::Normal) {
             Ok(count) => {
                 self.last_samples = count.min(self.pcm.len());
@@ -103,6 +133,7 @@ impl OpusReader {
 
     /// Makes up for missing packets, of the last one's length each.
     fn conceal(&mut self, packets: u32, samples: &mut Vec<f32>) {
+        self.is_new = false;
         let most = (self.rate_hz / 1000 * MAX_CONCEALED_MS) as usize;
         let wanted = (packets as usize * self.last_samples).min(most);
         let mut done = 0;
@@ -266,6 +297,35 @@ mod tests {
         assert_eq!(samples.len(), 480);
         assert!(matches!(OpusReader::new(44_100), Err(WireError::Decoder { rate_hz: 44_100, .. })));
         assert!(matches!(OpusWriter::new(44_100), Err(WireError::Encoder { .. })));
+    }
+
+    #[test]
+    fn a_message_decodes_no_more_than_it_may() {
+        let bytes = pages(3).concat();
+        let mut reader = OpusReader::new(RATE_HZ).unwrap();
+        let mut samples = vec![0.5; 7];
+        reader.push_at_most(&bytes, 24_000, &mut samples);
+        assert_eq!(samples.len(), 7 + 24_000);
+        assert_eq!(reader.skipped_packets(), 50);
+        reader.push_at_most(&pages(1)[0], 0, &mut samples);
+        assert_eq!((samples.len(), reader.skipped_packets()), (7 + 24_000, 51));
+        reader.push(&pages(1).concat(), &mut samples);
+        assert_eq!(samples.len(), 7 + 48_000);
+    }
+
+    #[test]
+    fn a_megabyte_of_the_shortest_packets_is_a_second_if_it_may_be_no_more() {
+        // A byte of configuration 3 is 60 ms without sound.
+        let mut bytes = Vec::new();
+        let mut writer = PageWriter::new(1);
+        while bytes.len() < 1 << 20 {
+            writer.write(&[3 << 3], 0, &mut bytes);
+        }
+        let mut reader = OpusReader::new(RATE_HZ).unwrap();
+        let mut samples = Vec::new();
+        reader.push_at_most(&bytes, 24_000, &mut samples);
+        assert!((24_000..=24_000 + 2_880).contains(&samples.len()), "{}", samples.len());
+        assert!(reader.skipped_packets() > 36_000);
     }
 
     proptest! {

@@ -11,14 +11,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::audio::{Ears, Mouth};
 use super::parameters::Parameters;
-use super::{MAX_MESSAGE_BYTES, PING_EVERY};
+use super::{DEAD_AFTER, MAX_MESSAGE_BYTES, PING_EVERY};
 use crate::hub::{End, OutputFrame, SessionHandle};
 use crate::metrics::label;
 use crate::routes::{App, build_facts};
 use crate::websocket::{Received, Socket};
 
-/// A peer that sends nothing, not even answers to pings, for so long is gone.
-const DEAD_AFTER: Duration = Duration::from_secs(20);
 /// Pause between repeated metadata.
 const STATS_EVERY: Duration = Duration::from_secs(1);
 

@@ -8,20 +8,19 @@ mod audio;
 mod conversation;
 mod parameters;
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, Response, StatusCode};
-use tokio::time::interval;
 
 use self::audio::{Ears, codec};
 use self::conversation::Conversation;
 use self::parameters::Parameters;
 use crate::auth::parameters;
-use crate::hub::{OpenError, SessionHandle, SessionRequest};
+use crate::hub::OpenError;
+use crate::line::{Watch, wait_for_slot};
 use crate::routes::{App, refusal};
 use crate::server::Counted;
 use crate::websocket::{Received, Socket, upgrade};
@@ -30,6 +29,8 @@ use crate::websocket::{Received, Socket, upgrade};
 const MAX_MESSAGE_BYTES: usize = 1 << 20;
 /// Pause between WebSocket pings.
 const PING_EVERY: Duration = Duration::from_secs(5);
+/// A peer that sends nothing, not even answers to pings, for so long is gone.
+const DEAD_AFTER: Duration = Duration::from_secs(20);
 
 /// `GET /api/chat`.
 pub(crate) async fn handler(
@@ -56,9 +57,20 @@ async fn run(app: &App, mut socket: Socket, parameters: &Parameters) {
         Ok(codec) => codec,
         Err(error) => return socket.close(1011, &error.to_string()).await,
     };
-    let mut ears = Ears::new(listener);
+    let mut ears = Ears::new(listener, app.hub.card().sample_rate_hz);
     let request = parameters.request(app.hub.card().sampling);
-    let handle = match wait_for_slot(app, &mut socket, request, &mut ears).await {
+    let watch = Watch { ping_every: PING_EVERY, dead_after: DEAD_AFTER };
+    let frame_samples = app.hub.card().frame_samples;
+    // Clients may talk before the handshake: only the newest frame is of interest.
+    let hear = |message| {
+        if let Received::Binary(bytes) = message {
+            let _ = ears.hear(&bytes);
+            let excess = ears.samples.len().saturating_sub(frame_samples);
+            ears.samples.drain(..excess);
+        }
+        true
+    };
+    let handle = match wait_for_slot(&app.hub, &mut socket, request, watch, hear).await {
         Some(Ok(handle)) => handle,
         Some(Err(error)) => return socket.close(error.close_code(), &error.to_string()).await,
         None => return,
@@ -76,34 +88,4 @@ async fn run(app: &App, mut socket: Socket, parameters: &Parameters) {
         said: None,
     };
     conversation.run().await;
-}
-
-/// Opens the conversation, and keeps the connection alive while it waits in the line. `None` when
-/// the client left.
-async fn wait_for_slot(
-    app: &App,
-    socket: &mut Socket,
-    request: SessionRequest,
-    ears: &mut Ears,
-) -> Option<Result<SessionHandle, OpenError>> {
-    let mut opening = pin!(app.hub.open(request));
-    let mut ping = interval(PING_EVERY);
-    ping.reset();
-    loop {
-        tokio::select! {
-            biased;
-            opened = &mut opening => return Some(opened),
-            received = socket.receive() => match received {
-                // Clients may talk before the handshake: only the newest frame is of interest.
-                Received::Binary(bytes) => {
-                    let _ = ears.hear(&bytes);
-                    let excess = ears.samples.len().saturating_sub(app.hub.card().frame_samples);
-                    ears.samples.drain(..excess);
-                }
-                Received::Text(_) | Received::Pong => {}
-                Received::Closed | Received::Lost | Received::TooLarge => return None,
-            },
-            _ = ping.tick() => if !socket.ping().await { return None },
-        }
-    }
 }

@@ -178,16 +178,30 @@ impl Hub {
     }
 
     async fn open_uncounted(&self, request: SessionRequest) -> Result<SessionHandle, OpenError> {
-        let mut blob = None;
-        if let Some(token) = &request.resume {
-            let hash = Token::hash_of(token);
-            if let Some(opening) = self.take_over(hash, token) {
-                return opening.finish().await;
-            }
-            blob = Some(self.load(hash).ok_or(OpenError::UnknownToken)?);
+        let Some(token) = &request.resume else {
+            let slot = self.admit(request.overflow).await?;
+            return self.start(slot, &request, None).finish().await;
+        };
+        let hash = Token::hash_of(token);
+        if let Some(opening) = self.take_over(hash, token) {
+            return opening.finish().await;
         }
+        if !self.is_saved(hash) {
+            return Err(OpenError::UnknownToken);
+        }
+        // Who is refused, or leaves the line, finds the conversation the next time.
         let slot = self.admit(request.overflow).await?;
-        self.start(slot, &request, blob).finish().await
+        let Some(blob) = self.take_saved(hash) else {
+            self.give_back(slot);
+            return Err(OpenError::UnknownToken);
+        };
+        self.start(slot, &request, Some(blob)).finish().await
+    }
+
+    fn give_back(&self, slot: SlotId) {
+        let mut state = self.shared.lock();
+        state.scheduler.remove(slot);
+        self.shared.changed(state);
     }
 
     async fn admit(&self, overflow: Overflow) -> Result<SlotId, OpenError> {
@@ -228,7 +242,8 @@ impl Hub {
         let (events, receiver) = mpsc::channel(OUTPUT_FRAMES);
         let (reply, settings) = oneshot::channel();
         let mut state = self.shared.lock();
-        let handle = self.link(&mut state, slot, token, receiver);
+        let mut handle = self.link(&mut state, slot, token, receiver);
+        handle.stepped = blob.is_some();
         if !state.failed {
             let stream = request.stream;
             state.commands.push(Command::Open { slot, stream, blob, events, reply });
@@ -249,7 +264,9 @@ impl Hub {
         }
         let (events, receiver) = mpsc::channel(OUTPUT_FRAMES);
         let (reply, settings) = oneshot::channel();
-        let handle = self.link(&mut state, slot, Token::from(token), receiver);
+        let mut handle = self.link(&mut state, slot, Token::from(token), receiver);
+        // Not begun by this connection, and not to be lost with it.
+        handle.stepped = true;
         state.commands.push(Command::Attach { slot, events, reply });
         self.shared.changed(state);
         Some(Opening { handle, settings })
@@ -283,11 +300,15 @@ impl Hub {
     }
 
     fn leave(&self, handle: &SessionHandle) {
+        // Who was not let in has been counted as rejected.
+        let count_end = |reason| {
+            if handle.settings.is_some() {
+                self.shared.count_end(reason);
+            }
+        };
         let mut state = self.shared.lock();
-        let ours =
-            state.links.get(&handle.slot).is_some_and(|link| link.generation == handle.generation);
-        if !ours {
-            self.shared.count_end(handle.end_reason().map_or("closed", End::name));
+        if !state.belongs_to(handle.slot, handle.generation) {
+            count_end(handle.end_reason().map_or("closed", End::name));
             return;
         }
         // A conversation that has not begun is not worth a slot.
@@ -295,10 +316,9 @@ impl Hub {
             && (handle.stepped || handle.settings.is_some_and(|s| s.steps > 0))
             && !self.shared.grace.is_zero();
         if park {
-            self.shared.count_end("lost");
+            count_end("lost");
             for gone in state.scheduler.park(handle.slot, self.shared.now()) {
                 state.forget(gone, None);
-                self.shared.count_end("resume_memory");
             }
         } else {
             let reason = match handle.leave {
@@ -308,7 +328,7 @@ impl Hub {
             if handle.leave == Leave::End(End::SlowReader) {
                 self.metrics().slow_readers.inc();
             }
-            self.shared.count_end(reason);
+            count_end(reason);
             state.forget(handle.slot, None);
         }
         self.shared.changed(state);
@@ -332,21 +352,20 @@ impl Hub {
     }
 
     /// Writes every conversation to the state directory, if there is one, and gives their number.
-    ///
-    /// # Errors
-    /// What the operating system says about the directory.
-    pub async fn save(&self) -> std::io::Result<usize> {
-        let Some(dir) = &self.shared.state_dir else { return Ok(0) };
+    /// One that cannot be written is told to the log and keeps no other from being saved.
+    pub async fn save(&self) -> usize {
+        let Some(dir) = &self.shared.state_dir else { return 0 };
         let blobs = self.snapshots().await.unwrap_or_default();
         let mut saved = 0;
         for (slot, blob) in blobs {
             let hash = self.shared.lock().links.get(&slot).map(|link| link.token);
-            if let Some(hash) = hash {
-                crate::tokens::save(dir, hash, &blob)?;
-                saved += 1;
+            match hash.map(|hash| crate::tokens::save(dir, hash, &blob)) {
+                Some(Ok(())) => saved += 1,
+                Some(Err(error)) => log::error!("a session cannot be saved: {error}"),
+                None => {}
             }
         }
-        Ok(saved)
+        saved
     }
 
     /// Asks the worker for all conversations. Without a worker, the answer is an error.
@@ -360,7 +379,12 @@ impl Hub {
         blobs
     }
 
-    fn load(&self, hash: TokenHash) -> Option<Vec<u8>> {
+    fn is_saved(&self, hash: TokenHash) -> bool {
+        let dir = self.shared.state_dir.as_deref();
+        dir.is_some_and(|dir| crate::tokens::is_saved(dir, hash))
+    }
+
+    fn take_saved(&self, hash: TokenHash) -> Option<Vec<u8>> {
         let dir: &Path = self.shared.state_dir.as_deref()?;
         // The hub is there when the daemon is ready.
         crate::tokens::take(dir, hash, self.shared.grace, self.shared.now())

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{End, Hub, OUTPUT_FRAMES, OpenError};
 use crate::backend::{StreamOptions, StreamSettings};
-use crate::scheduler::{Overflow, Pushed, SlotId};
+use crate::scheduler::{Overflow, Pushed, Scheduler, SlotId};
 use crate::tokens::Token;
 
 /// How a conversation begins.
@@ -99,29 +99,23 @@ impl SessionHandle {
     /// them. For conversations that push back, [`SessionHandle::offer`] loses nothing.
     pub fn push(&mut self, samples: &[f32]) -> usize {
         let frames = self.framer.push(samples);
-        let shared = &self.hub.shared;
-        let now = shared.now();
-        let mut state = shared.lock();
         let mut dropped = 0;
-        if frames.is_empty() {
-            state.scheduler.touch(self.slot, now);
-            return 0;
-        }
-        for frame in frames {
-            match state.scheduler.push(self.slot, frame, now) {
-                Pushed::DroppedOldest => dropped += 1,
-                Pushed::Accepted | Pushed::Full(_) | Pushed::Gone => {}
+        self.feed(|scheduler, slot, now| {
+            scheduler.touch(slot, now);
+            let moved = !frames.is_empty();
+            for frame in frames {
+                dropped += usize::from(scheduler.push(slot, frame, now) == Pushed::DroppedOldest);
             }
-        }
-        drop(state);
-        shared.wake.notify_one();
-        shared.metrics.dropped_frames.inc_by(dropped as u64);
+            moved
+        });
+        self.hub.shared.metrics.dropped_frames.inc_by(dropped as u64);
         dropped
     }
 
     /// Feeds samples of a conversation that pushes back: what does not fit yet is kept. Call
     /// [`SessionHandle::pump`] until it gives 0, and take no more input while it gives much.
     pub fn offer(&mut self, samples: &[f32]) -> usize {
+        self.touch();
         self.backlog.extend(self.framer.push(samples));
         self.pump()
     }
@@ -129,34 +123,79 @@ impl SessionHandle {
     /// As [`SessionHandle::offer`] for who also takes the results: feeds nothing while many of them
     /// wait to be taken. An engine that is faster than a connection must not make it a slow reader.
     pub fn offer_with_room(&mut self, samples: &[f32]) -> usize {
+        self.touch();
         self.backlog.extend(self.framer.push(samples));
         self.pump_with_room()
     }
 
     /// As [`SessionHandle::pump`], see [`SessionHandle::offer_with_room`].
     pub fn pump_with_room(&mut self) -> usize {
-        if self.events.len() < OUTPUT_FRAMES / 2 { self.pump() } else { self.backlog.len() }
+        if self.has_room() { self.pump() } else { self.backlog.len() }
     }
 
-    /// Feeds kept frames as far as they fit, and gives the number of those that are left.
+    /// Feeds samples that did not come from the client: they are no sign of life, and are left out
+    /// where there is no room for them.
+    pub fn fill_with_room(&mut self, samples: &[f32]) {
+        if !self.backlog.is_empty() || !self.has_room() {
+            return;
+        }
+        let frames = self.framer.push(samples);
+        self.feed(|scheduler, slot, now| {
+            let mut moved = false;
+            for frame in frames {
+                moved |= scheduler.push(slot, frame, now) == Pushed::Accepted;
+            }
+            moved
+        });
+    }
+
+    /// The client has given a sign of life other than audio.
+    pub fn touch(&mut self) {
+        self.feed(|scheduler, slot, now| {
+            scheduler.touch(slot, now);
+            false
+        });
+    }
+
+    /// Feeds kept frames as far as they fit, and gives the number of those that are left. They are
+    /// the client's: it is not idle while it waits for them.
     pub fn pump(&mut self) -> usize {
+        let mut backlog = std::mem::take(&mut self.backlog);
+        if !backlog.is_empty() {
+            self.feed(|scheduler, slot, now| {
+                scheduler.touch(slot, now);
+                let mut moved = false;
+                while let Some(frame) = backlog.pop_front() {
+                    if let Pushed::Full(frame) = scheduler.push(slot, frame, now) {
+                        backlog.push_front(frame);
+                        break;
+                    }
+                    moved = true;
+                }
+                moved
+            });
+        }
+        self.backlog = backlog;
+        self.backlog.len()
+    }
+
+    fn has_room(&self) -> bool {
+        self.events.len() < OUTPUT_FRAMES / 2
+    }
+
+    /// Runs `action` if the conversation is still this connection's, and wakes the worker if it
+    /// says so.
+    fn feed(&self, action: impl FnOnce(&mut Scheduler<Vec<f32>>, SlotId, Duration) -> bool) {
         let shared = &self.hub.shared;
         let mut state = shared.lock();
-        let now = shared.now();
-        state.scheduler.touch(self.slot, now);
-        let mut moved = false;
-        while let Some(frame) = self.backlog.pop_front() {
-            if let Pushed::Full(frame) = state.scheduler.push(self.slot, frame, now) {
-                self.backlog.push_front(frame);
-                break;
-            }
-            moved = true;
+        if !state.belongs_to(self.slot, self.generation) {
+            return;
         }
+        let moved = action(&mut state.scheduler, self.slot, shared.now());
         drop(state);
         if moved {
             shared.wake.notify_one();
         }
-        self.backlog.len()
     }
 
     /// Forgets samples that no step has taken from here yet.

@@ -52,6 +52,11 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// False once another connection has the slot, or nobody has it.
+    pub(super) fn belongs_to(&self, slot: SlotId, generation: u64) -> bool {
+        self.links.get(&slot).is_some_and(|link| link.generation == generation)
+    }
+
     /// Ends a conversation and forgets it.
     pub(super) fn end(&mut self, slot: SlotId, reason: End) {
         self.forget(slot, Some(reason));
@@ -120,8 +125,8 @@ impl Shared {
             return;
         }
         for slot in expired {
+            // Its end was counted when its connection was lost.
             state.forget(slot, None);
-            self.count_end("grace_over");
         }
         for slot in idle {
             state.end(slot, End::Idle);

@@ -14,6 +14,7 @@ const BAD_REQUEST: &str = "invalid_request_error";
 
 impl Session<'_> {
     pub(super) async fn obey(&mut self, message: &[u8]) -> Sent {
+        self.handle.touch();
         let Ok(event) = serde_json::from_slice::<Value>(message) else {
             return self.error(BAD_REQUEST, "invalid_json", None, "not JSON", None).await;
         };

@@ -19,6 +19,7 @@ use super::{
     Gone, MAX_BACKLOG_FRAMES, TICK, leave, length, max_message_bytes, session_request, too_large,
 };
 use crate::hub::{End, OpenError, OutputFrame, SessionHandle};
+use crate::line::{Early, Watch, wait_for_slot};
 use crate::routes::{App, refusal};
 use crate::server::Counted;
 use crate::websocket::{Received, Socket, upgrade};
@@ -66,9 +67,14 @@ async fn run(app: &App, mut socket: Socket) {
         socket.send_text(refuse("invalid_value", text).to_string()).await;
         return socket.close(1008, text).await;
     };
-    let handle = match app.hub.open(session_request("live")).await {
-        Ok(handle) => handle,
-        Err(error) => {
+    let request = session_request("live");
+    let watch = Watch { ping_every: USAGE_EVERY, dead_after: DEAD_AFTER };
+    let mut early = Early::default();
+    let hear = |message| early.keep(message);
+    let handle = match wait_for_slot(&app.hub, &mut socket, request, watch, hear).await {
+        Some(Ok(handle)) => handle,
+        None => return,
+        Some(Err(error)) => {
             let code = match &error {
                 OpenError::Full { .. } => "session_limit_reached",
                 OpenError::Draining => "server_draining",
@@ -109,7 +115,7 @@ async fn run(app: &App, mut socket: Socket) {
         informed: false,
         fixture: None,
     };
-    session.run(start.get("event_id").cloned()).await;
+    session.run(start.get("event_id").cloned(), early).await;
 }
 
 async fn first_event(socket: &mut Socket) -> Option<Value> {
@@ -160,15 +166,24 @@ struct Live<'a> {
 }
 
 impl Live<'_> {
-    async fn run(mut self, cause: Option<Value>) {
-        let ending = self.converse(cause).await;
+    async fn run(mut self, cause: Option<Value>, early: Early) {
+        let ending = self.converse(cause, early).await;
         let Self { socket, handle, .. } = self;
         leave(handle, socket, ending.map(|(code, reason)| (code, reason.into()))).await;
     }
 
-    async fn converse(&mut self, cause: Option<Value>) -> Result<(u16, &'static str), Gone> {
+    async fn converse(
+        &mut self,
+        cause: Option<Value>,
+        early: Early,
+    ) -> Result<(u16, &'static str), Gone> {
         let body = json!({ "session": self.resource, "client_event_id": cause });
         self.send("session.started", body).await?;
+        for message in early.into_messages() {
+            if self.obey(&message).await? {
+                return self.closed("close_requested", 1000, "").await;
+            }
+        }
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut usage = interval(USAGE_EVERY);
@@ -237,15 +252,20 @@ impl Live<'_> {
     fn fill_pause(&mut self) {
         let card = self.app.hub.card();
         let now = Instant::now();
+        if self.fixture.is_some() {
+            // Who has a recording played waits for its end.
+            self.handle.touch();
+        }
         if self.backlog > 0 {
             self.pace.busy(now);
         } else if self.pace.takes_silence(card.frame_time(), now) {
-            self.handle.offer_with_room(&vec![0.0; card.frame_samples]);
+            self.handle.fill_with_room(&vec![0.0; card.frame_samples]);
         }
     }
 
     /// Does what an event asks for; true when it asks for the end.
     async fn obey(&mut self, message: &[u8]) -> Result<bool, Gone> {
+        self.handle.touch();
         let event: Value = serde_json::from_slice(message).unwrap_or_default();
         let cause = event.get("event_id");
         match event["type"].as_str().unwrap_or_default() {

@@ -36,6 +36,7 @@ use self::vad::{Detector, Speech};
 use crate::auth::protocols;
 use crate::backend::{Card, StreamOptions};
 use crate::hub::{End, OpenError, OutputFrame, SessionHandle, SessionRequest};
+use crate::line::{Early, Watch, wait_for_slot};
 use crate::routes::{App, refusal};
 use crate::scheduler::Overflow;
 use crate::server::Counted;
@@ -97,9 +98,14 @@ pub(crate) fn session_request(protocol: &'static str) -> SessionRequest {
 }
 
 async fn run(app: &App, mut socket: Socket, dialect: Dialect) {
-    let handle = match app.hub.open(session_request("realtime")).await {
-        Ok(handle) => handle,
-        Err(error) => {
+    let request = session_request("realtime");
+    let watch = Watch { ping_every: PING_EVERY, dead_after: DEAD_AFTER };
+    let mut early = Early::default();
+    let hear = |message| early.keep(message);
+    let handle = match wait_for_slot(&app.hub, &mut socket, request, watch, hear).await {
+        Some(Ok(handle)) => handle,
+        None => return,
+        Some(Err(error)) => {
             let (kind, code) = match &error {
                 OpenError::Full { .. } => ("rate_limit_error", "session_limit_reached"),
                 OpenError::Draining => ("server_error", "server_draining"),
@@ -129,7 +135,7 @@ async fn run(app: &App, mut socket: Socket, dialect: Dialect) {
         heard: Heard::new(app.hub.card()),
         backlog: 0,
     };
-    session.run().await;
+    session.run(early).await;
 }
 
 /// What is known about the input.
@@ -177,20 +183,23 @@ struct Gone;
 type Sent = Result<(), Gone>;
 
 impl Session<'_> {
-    async fn run(mut self) {
-        let ending = self.converse().await;
+    async fn run(mut self, early: Early) {
+        let ending = self.converse(early).await;
         let Self { socket, handle, .. } = self;
         let ending = ending.map(|(code, reason)| (code, Cow::from(reason)));
         leave(handle, socket, ending).await;
     }
 
-    async fn converse(&mut self) -> Result<(u16, String), Gone> {
+    async fn converse(&mut self, early: Early) -> Result<(u16, String), Gone> {
         let session = self.settings.json(self.dialect);
         self.send("session.created", json!({ "session": session })).await?;
         if self.dialect == Dialect::Beta {
             let conversation =
                 json!({ "id": self.conversation, "object": "realtime.conversation" });
             self.send("conversation.created", json!({ "conversation": conversation })).await?;
+        }
+        for message in early.into_messages() {
+            self.obey(&message).await?;
         }
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -270,7 +279,7 @@ impl Session<'_> {
         if self.backlog > 0 {
             self.heard.pace.busy(now);
         } else if self.heard.pace.takes_silence(card.frame_time(), now) {
-            self.handle.offer_with_room(&vec![0.0; card.frame_samples]);
+            self.handle.fill_with_room(&vec![0.0; card.frame_samples]);
         }
     }
 

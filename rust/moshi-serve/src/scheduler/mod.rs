@@ -5,6 +5,8 @@
 //! The worker asks [`Scheduler::decide`] what to do; connections call the rest. A slot whose
 //! connection is lost is parked: it keeps its place until its grace is over.
 
+#[cfg(test)]
+mod tests;
 mod words;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -20,6 +22,8 @@ struct Slot<F> {
     last_input: Duration,
     /// When the last whole frame came: the next one is due a frame's time later.
     last_frame: Option<Duration>,
+    /// When its last frame was taken for a step.
+    last_step: Option<Duration>,
     dropped: u64,
     /// Set while there is no connection: when to give up.
     parked_until: Option<Duration>,
@@ -123,6 +127,7 @@ impl<F> Scheduler<F> {
             overflow,
             last_input: now,
             last_frame: None,
+            last_step: None,
             dropped: 0,
             parked_until: None,
         };
@@ -134,13 +139,12 @@ impl<F> Scheduler<F> {
         Refusal::Full { used: self.slots.len(), capacity: self.capacity.sessions() }
     }
 
-    /// Adds a frame.
+    /// Adds a frame. Whether it is a sign of life is for [`Scheduler::touch`] to say.
     pub fn push(&mut self, slot: SlotId, frame: F, now: Duration) -> Pushed<F> {
         let Some(slot) = self.slots.get_mut(&slot).filter(|slot| slot.parked_until.is_none())
         else {
             return Pushed::Gone;
         };
-        slot.last_input = now;
         slot.last_frame = Some(now);
         let limit = match slot.overflow {
             Overflow::DropOldest => self.rules.max_lag_frames,
@@ -159,7 +163,7 @@ impl<F> Scheduler<F> {
         Pushed::DroppedOldest
     }
 
-    /// Sign of life of a slot that sends no frames, or not yet a whole one.
+    /// Sign of life of a slot.
     pub fn touch(&mut self, slot: SlotId, now: Duration) {
         if let Some(slot) = self.slots.get_mut(&slot) {
             slot.last_input = now;
@@ -168,27 +172,39 @@ impl<F> Scheduler<F> {
 
     /// What to do now. A ready frame waits for others only while one of them is due within the
     /// coalescing time, judged by when its slot's last one came.
+    ///
+    /// An upload, which has a frame ready whenever it is asked, takes no time from dialogues: it is
+    /// stepped alone only while none of them is due before the step's end, and joins their steps
+    /// at the pace of time.
     pub fn decide(&mut self, now: Duration) -> Decision<F> {
-        let connected = || self.slots.values().filter(|slot| slot.parked_until.is_none());
-        let oldest = connected().filter_map(|slot| slot.frames.front()).map(|(_, at)| *at).min();
-        let Some(oldest) = oldest else { return Decision::Idle };
-        let deadline = oldest + self.rules.coalesce;
-        if now < deadline {
-            let due = |slot: &Slot<F>| {
-                let next = slot.last_frame.map(|last| last + self.rules.frame);
-                let soon = |next: Duration| next <= deadline && next + self.rules.coalesce >= now;
-                slot.frames.is_empty() && next.is_some_and(soon)
-            };
-            if connected().any(due) {
-                return Decision::Wait(deadline);
+        let dialogue = self.oldest(Overflow::DropOldest);
+        let Some(oldest) = dialogue.or_else(|| self.oldest(Overflow::PushBack)) else {
+            return Decision::Idle;
+        };
+        let deadline = oldest.saturating_add(self.rules.coalesce);
+        if now < deadline && self.next_due(now, deadline, |_| true).is_some() {
+            return Decision::Wait(deadline);
+        }
+        if dialogue.is_none() {
+            let ready = self.connected().filter(|slot| !slot.frames.is_empty()).count();
+            let end = now.saturating_add(self.capacity.step_time(ready));
+            let is_dialogue = |slot: &Slot<F>| slot.overflow == Overflow::DropOldest;
+            if let Some(due) = self.next_due(now, end, is_dialogue) {
+                return Decision::Wait(due.saturating_add(self.rules.coalesce));
             }
         }
+        let pause = self.rules.frame * 3 / 4;
+        let joins = |slot: &Slot<F>| {
+            let rested = || slot.last_step.is_none_or(|last| now >= last.saturating_add(pause));
+            dialogue.is_none() || slot.overflow == Overflow::DropOldest || rested()
+        };
         let mut batch = Vec::new();
         for (&id, slot) in &mut self.slots {
-            if slot.parked_until.is_some() {
+            if slot.parked_until.is_some() || !joins(slot) {
                 continue;
             }
             if let Some((frame, arrived)) = slot.frames.pop_front() {
+                slot.last_step = Some(now);
                 let (waiting, dropped) = (slot.frames.len(), slot.dropped);
                 batch.push(Ready { slot: id, frame, arrived, waiting, dropped });
             }
@@ -196,12 +212,39 @@ impl<F> Scheduler<F> {
         Decision::Step(batch)
     }
 
+    fn connected(&self) -> impl Iterator<Item = &Slot<F>> {
+        self.slots.values().filter(|slot| slot.parked_until.is_none())
+    }
+
+    /// When the longest waiting frame came of slots of a kind.
+    fn oldest(&self, overflow: Overflow) -> Option<Duration> {
+        let of_kind = self.connected().filter(|slot| slot.overflow == overflow);
+        of_kind.filter_map(|slot| slot.frames.front()).map(|(_, at)| *at).min()
+    }
+
+    /// When the first frame is due that comes until `until`, of these slots. One that is late by
+    /// the coalescing time is not waited for.
+    fn next_due(
+        &self,
+        now: Duration,
+        until: Duration,
+        of: impl Fn(&Slot<F>) -> bool,
+    ) -> Option<Duration> {
+        let is_awaited =
+            |due: &Duration| *due <= until && due.saturating_add(self.rules.coalesce) > now;
+        self.connected()
+            .filter(|slot| slot.frames.is_empty() && of(slot))
+            .filter_map(|slot| Some(slot.last_frame?.saturating_add(self.rules.frame)))
+            .filter(is_awaited)
+            .min()
+    }
+
     /// A slot has lost its connection: its frames are forgotten, its place is kept for the grace.
     /// Gives the slots that had to go for it: the longest parked ones, perhaps this one.
     pub fn park(&mut self, slot: SlotId, now: Duration) -> Vec<SlotId> {
         let Some(state) = self.slots.get_mut(&slot) else { return Vec::new() };
         state.frames.clear();
-        state.parked_until = Some(now + self.rules.grace);
+        state.parked_until = Some(now.saturating_add(self.rules.grace));
         let mut parked: Vec<(Duration, SlotId)> =
             self.slots.iter().filter_map(|(&id, slot)| Some((slot.parked_until?, id))).collect();
         parked.sort_unstable();
@@ -243,7 +286,7 @@ impl<F> Scheduler<F> {
     /// Slots with a connection that have been silent for too long.
     pub fn idle(&self, now: Duration) -> Vec<SlotId> {
         let idle = |slot: &Slot<F>| {
-            slot.parked_until.is_none() && now >= slot.last_input + self.rules.idle
+            slot.parked_until.is_none() && now >= slot.last_input.saturating_add(self.rules.idle)
         };
         self.slots.iter().filter(|(_, slot)| idle(slot)).map(|(&id, _)| id).collect()
     }
@@ -294,167 +337,5 @@ impl<F> Scheduler<F> {
     /// True when who waits first in line could have a slot.
     pub fn has_room_for_line(&self) -> bool {
         !self.line.is_empty() && self.slots.len() < self.capacity.sessions()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const fn ms(ms: u64) -> Duration {
-        Duration::from_millis(ms)
-    }
-
-    const RULES: Rules = Rules {
-        frame: ms(80),
-        coalesce: ms(5),
-        max_lag_frames: 3,
-        max_upload_frames: 10,
-        max_queue: 2,
-        grace: ms(30_000),
-        max_parked: 2,
-        idle: ms(120_000),
-    };
-
-    fn scheduler(slots: usize) -> Scheduler<u32> {
-        Scheduler::new(RULES, Capacity::fixed(slots))
-    }
-
-    fn admit(scheduler: &mut Scheduler<u32>) -> SlotId {
-        scheduler.admit(ms(0), Overflow::DropOldest).unwrap()
-    }
-
-    fn step(decision: Decision<u32>) -> Vec<(SlotId, u32)> {
-        match decision {
-            Decision::Step(batch) => batch.into_iter().map(|r| (r.slot, r.frame)).collect(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_lone_frame_is_stepped_at_once() {
-        let mut s = scheduler(2);
-        let a = admit(&mut s);
-        assert_eq!(s.decide(ms(100)), Decision::Idle);
-        s.push(a, 1, ms(100));
-        assert_eq!(step(s.decide(ms(100))), [(a, 1)]);
-        assert_eq!(s.decide(ms(101)), Decision::Idle);
-    }
-
-    #[test]
-    fn a_frame_waits_for_one_that_is_due_and_no_longer() {
-        let mut s = scheduler(3);
-        let [a, b, c] = [(); 3].map(|()| admit(&mut s));
-        for (slot, at) in [(a, 100), (b, 103), (c, 140)] {
-            s.push(slot, 0, ms(at));
-            step(s.decide(ms(at + 20)));
-        }
-        s.push(a, 1, ms(180));
-        assert_eq!(s.decide(ms(180)), Decision::Wait(ms(185)), "b is due at 183, c is not");
-        s.push(b, 2, ms(182));
-        assert_eq!(step(s.decide(ms(182))), [(a, 1), (b, 2)]);
-        s.push(a, 3, ms(260));
-        assert_eq!(s.decide(ms(260)), Decision::Wait(ms(265)));
-        assert_eq!(step(s.decide(ms(265))), [(a, 3)], "b is late");
-        s.push(a, 4, ms(340));
-        assert_eq!(step(s.decide(ms(340))), [(a, 4)], "b stopped sending");
-    }
-
-    #[test]
-    fn a_dialogue_keeps_its_newest_frames() {
-        let mut s = scheduler(1);
-        let a = admit(&mut s);
-        for frame in 0..3 {
-            assert_eq!(s.push(a, frame, ms(0)), Pushed::Accepted);
-        }
-        for frame in 3..6 {
-            assert_eq!(s.push(a, frame, ms(0)), Pushed::DroppedOldest);
-        }
-        let Decision::Step(batch) = s.decide(ms(1)) else { panic!() };
-        let only = &batch[0];
-        assert_eq!((only.frame, only.waiting, only.dropped), (3, 2, 3));
-    }
-
-    #[test]
-    fn an_upload_gets_its_frame_back() {
-        let mut s = scheduler(1);
-        let a = s.admit(ms(0), Overflow::PushBack).unwrap();
-        for frame in 0..10 {
-            assert_eq!(s.push(a, frame, ms(0)), Pushed::Accepted);
-        }
-        assert_eq!(s.push(a, 10, ms(0)), Pushed::Full(10));
-        for frame in 0..10 {
-            assert_eq!(step(s.decide(ms(1))), [(a, frame)]);
-        }
-        assert_eq!(s.push(a + 1, 0, ms(0)), Pushed::Gone);
-    }
-
-    #[test]
-    fn a_full_house_refuses_and_the_line_is_first_in_first_out() {
-        let mut s = scheduler(1);
-        let a = admit(&mut s);
-        let full = Refusal::Full { used: 1, capacity: 1 };
-        assert_eq!(s.admit(ms(0), Overflow::DropOldest), Err(full));
-        let [first, second] = [(); 2].map(|()| s.enqueue().unwrap());
-        assert_eq!(s.enqueue(), Err(full));
-        let waiting =
-            |s: &mut Scheduler<u32>, ticket| s.admit_waiting(ticket, ms(1), Overflow::DropOldest);
-        assert_eq!(waiting(&mut s, first), Ok(None));
-        assert!(!s.has_room_for_line());
-        assert!(s.remove(a) && !s.remove(a));
-        assert!(s.has_room_for_line());
-        assert_eq!(waiting(&mut s, second), Ok(None), "not its turn");
-        assert!(s.admit(ms(1), Overflow::DropOldest).is_err(), "nobody overtakes the line");
-        let b = waiting(&mut s, first).unwrap().unwrap();
-        assert!(b > a);
-        s.leave_line(second);
-        assert_eq!(s.line_len(), 0);
-        s.drain();
-        assert_eq!(s.admit(ms(1), Overflow::DropOldest), Err(Refusal::Draining));
-        assert_eq!(s.enqueue(), Err(Refusal::Draining));
-        assert!(s.is_draining());
-    }
-
-    #[test]
-    fn a_parked_slot_counts_until_its_grace_is_over() {
-        let mut s = scheduler(1);
-        let a = admit(&mut s);
-        s.push(a, 1, ms(10));
-        assert!(s.park(a, ms(20)).is_empty());
-        assert_eq!((s.used(), s.parked()), (1, 1));
-        assert_eq!(s.push(a, 2, ms(30)), Pushed::Gone);
-        assert_eq!(s.decide(ms(30)), Decision::Idle);
-        assert!(s.admit(ms(30), Overflow::DropOldest).is_err());
-        assert!(s.unpark(a, ms(40)));
-        assert_eq!(s.push(a, 3, ms(41)), Pushed::Accepted);
-        assert_eq!(step(s.decide(ms(41))), [(a, 3)]);
-        s.park(a, ms(50));
-        assert_eq!(s.next_deadline(), Some(ms(30_050)));
-        assert!(s.expire(ms(30_049)).is_empty());
-        assert_eq!(s.expire(ms(30_050)), [a]);
-        assert!(!s.unpark(a, ms(30_051)));
-        assert_eq!(s.used(), 0);
-    }
-
-    #[test]
-    fn the_longest_parked_go_first() {
-        let mut s = scheduler(4);
-        let [a, b, c] = [(); 3].map(|()| admit(&mut s));
-        assert!(s.park(b, ms(1)).is_empty());
-        assert!(s.park(a, ms(2)).is_empty());
-        assert_eq!(s.park(c, ms(3)), [b]);
-        assert_eq!(s.parked(), 2);
-    }
-
-    #[test]
-    fn silence_makes_a_slot_idle() {
-        let mut s = scheduler(2);
-        let [a, b] = [(); 2].map(|()| admit(&mut s));
-        s.touch(b, ms(60_000));
-        assert_eq!(s.next_deadline(), Some(ms(120_000)));
-        assert!(s.idle(ms(119_999)).is_empty());
-        assert_eq!(s.idle(ms(120_000)), [a]);
-        s.park(a, ms(120_000));
-        assert_eq!(s.idle(ms(500_000)), [b]);
     }
 }

@@ -72,6 +72,10 @@ async fn kept_sessions_end_with_their_grace_and_within_their_memory() {
     talk(&mut client, &frames(1)).await;
     drop(client);
     server.slots(0, 0).await;
+    let text = server.hub.metrics_text();
+    let ends: Vec<&str> =
+        text.lines().filter(|line| line.starts_with("moshi_sessions_ended_total")).collect();
+    assert_eq!(ends, ["moshi_sessions_ended_total{reason=\"lost\"} 1"], "one end each");
     let mut late = server.connect(&[("resume", &token(&metadata))]).await;
     let (code, reason) = closed(&mut late).await.unwrap();
     assert!(code == 1008 && reason.contains("unknown or expired"), "{code} {reason}");
@@ -146,7 +150,14 @@ async fn sessions_outlive_a_stop_in_the_state_folder_only() {
         assert_eq!((mode(&files[0].path()), mode(&dir)), (0o600, 0o700));
     }
 
-    let server = Running::start(&Arc::new(Echo::new()), settings());
+    let server =
+        Running::start(&Arc::new(Echo::new()), ServeConfig { max_sessions: Some(1), ..settings() });
+    let mut other = server.connect(&[]).await;
+    greeted(&mut other).await;
+    let mut refused = server.connect(&[("resume", &token(&metadata))]).await;
+    assert_eq!(closed(&mut refused).await.unwrap().0, 1013, "and may come again");
+    other.close().await;
+    server.slots(0, 0).await;
     let mut client = server.connect(&[("resume", &token(&metadata))]).await;
     assert_eq!(greeted(&mut client).await["steps"], 5);
     let second = frames(8)[5..].to_vec();

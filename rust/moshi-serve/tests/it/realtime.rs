@@ -5,6 +5,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::{SinkExt, StreamExt};
+use moshi_serve::ServeConfig;
 use moshi_wire::pcm::{Coding, SampleReader, encode};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -12,7 +13,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::support::{Echo, FRAME, Running, config, frames};
+use crate::support::{Echo, FRAME, Running, config, eventually, frames};
 
 pub(crate) struct Client(pub(crate) WebSocketStream<TcpStream>);
 
@@ -250,6 +251,38 @@ async fn a_full_house_is_told_as_a_rate_limit() {
     third.send(json!({ "type": "session.start", "session": { "model": "echo" } })).await;
     assert_eq!(third.next().await["error"]["code"], "session_limit_reached");
     assert_eq!(third.close_code().await, Some(1013));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn who_waits_is_heard_and_who_leaves_the_line_is_noticed() {
+    let settings = ServeConfig { queue: 2, ..config(1) };
+    let server = Running::start(&Arc::new(Echo::new()), settings);
+    let mut first = Client::connect(&server, "/v1/realtime", &[]).await;
+    first.find("session.created").await;
+    let waiting = |callers| {
+        let hub = server.hub.clone();
+        async move { eventually(|| hub.slots().waiting == callers).await }
+    };
+    let hasty = Client::connect(&server, "/v1/realtime", &[]).await;
+    waiting(1).await;
+    drop(hasty);
+    waiting(0).await;
+    let mut live = Client::connect(&server, "/v1/live/sessions", &[]).await;
+    live.send(json!({ "type": "session.start", "session": { "model": "echo" } })).await;
+    waiting(1).await;
+    live.send(json!({ "type": "session.close" })).await;
+    let mut next = Client::connect(&server, "/v1/realtime", &[]).await;
+    next.send(json!({ "type": "session.update", "session": { "instructions": "early" } })).await;
+    next.say("input_audio_buffer.append", &frames(12)).await;
+    waiting(2).await;
+    drop(first);
+    live.find("session.started").await;
+    live.find("session.closed").await;
+    next.find("session.created").await;
+    let session = next.find("session.updated").await["session"].clone();
+    assert_eq!(session["instructions"], "early");
+    next.find("response.output_audio.delta").await;
     server.stop().await;
 }
 

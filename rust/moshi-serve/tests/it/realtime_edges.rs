@@ -56,6 +56,26 @@ async fn a_pause_is_silence() {
 }
 
 #[tokio::test]
+async fn silence_in_place_of_audio_is_no_sign_of_life() {
+    let idle = Duration::from_millis(600);
+    let server = Running::start(&Arc::new(Echo::new()), ServeConfig { idle, ..config(2) });
+    let mut realtime = Client::connect(&server, REALTIME, &[]).await;
+    realtime.find("session.created").await;
+    realtime.send(append("input_audio_buffer.append", &frames(2).concat())).await;
+    let mut live = live(&server, json!({ "model": "echo" })).await;
+    live.send(append("session.input_audio.append", &frames(2).concat())).await;
+    // Silence is on its way before the end.
+    for _ in 0..4 {
+        live.find("session.output_audio.delta").await;
+    }
+    assert_eq!(live.find("session.closed").await["reason"], "expired");
+    assert_eq!(live.close_code().await, Some(1000));
+    assert_eq!(realtime.close_code().await, Some(1000));
+    server.slots(0, 0).await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn live_sessions_start_whatever_is_in_place_of_an_object() {
     let server = Running::start(&Arc::new(Echo::new()), config(1));
     for session in [

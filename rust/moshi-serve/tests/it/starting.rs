@@ -1,11 +1,12 @@
 //! What is answered before there is an engine.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use moshi_serve::{ServeConfig, Server, Tls};
 use tokio::sync::mpsc;
 
-use crate::support::{Echo, UPGRADE, config, http};
+use crate::support::{Echo, Running, UPGRADE, config, http};
 
 #[tokio::test]
 async fn health_is_told_while_the_model_loads() {
@@ -40,4 +41,15 @@ async fn a_server_that_never_starts_lets_its_port_go() {
     let address = server.address().unwrap();
     drop(server);
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn memory_bounds_the_number_of_sessions() {
+    for room in [1, 2, 3, 7] {
+        let echo = Arc::new(Echo::new());
+        echo.room.store(room, Ordering::SeqCst);
+        let server = Running::start(&echo, ServeConfig { max_sessions: None, ..config(1) });
+        assert_eq!(server.hub.slots().capacity, room);
+        server.stop().await;
+    }
 }

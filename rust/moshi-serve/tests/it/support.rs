@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use moshi_core::lm::Sampling;
@@ -26,6 +26,8 @@ pub(crate) struct Echo {
     card: Card,
     pub(crate) step_time: Duration,
     pub(crate) panics: AtomicBool,
+    /// Streams that may be opened, ever.
+    pub(crate) room: AtomicUsize,
 }
 
 #[derive(Debug, Clone)]
@@ -48,7 +50,12 @@ impl Echo {
             session_bytes: 1_000_000,
             executor: "echo".into(),
         };
-        Self { card, step_time: Duration::ZERO, panics: AtomicBool::new(false) }
+        Self {
+            card,
+            step_time: Duration::ZERO,
+            panics: AtomicBool::new(false),
+            room: AtomicUsize::new(usize::MAX),
+        }
     }
 
     /// What a lone stream gives for these frames.
@@ -70,6 +77,11 @@ impl Backend for Echo {
     }
 
     fn open(&self, options: &StreamOptions) -> Result<EchoStream> {
+        let taken =
+            self.room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        if taken.is_err() {
+            return Err(Error::Device { device: "echo".into(), reason: "out of memory".into() });
+        }
         let sampling = options.sampling.unwrap_or(self.card.sampling);
         let seed = options.seed.unwrap_or(1);
         Ok(EchoStream { seed, sampling, steps: 0, past: 0.0 })

@@ -1,0 +1,36 @@
+//! How much memory this machine has left, where that can be known.
+
+/// Part of the free memory that conversations may take: the rest is for what else grows.
+const SHARE: f64 = 0.8;
+
+/// Conversations of this size that fit into free memory, at least one. `None` where free memory
+/// is not known.
+pub(crate) fn sessions_that_fit(session_bytes: u64) -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let fit = (available_bytes(&text)? as f64 * SHARE) as u64;
+    let sessions = fit.checked_div(session_bytes)?;
+    Some(usize::try_from(sessions).unwrap_or(usize::MAX).max(1))
+}
+
+/// What Linux says can be allocated without swapping.
+fn available_bytes(meminfo: &str) -> Option<u64> {
+    let value = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_memory_is_what_linux_says() {
+        let text = "MemTotal:       24564160 kB\nMemFree: 1 kB\nMemAvailable:   20000000 kB\n";
+        assert_eq!(available_bytes(text), Some(20_480_000_000));
+        for odd in ["", "MemAvailable: many kB\n", "MemAvailable: 3 MB\n"] {
+            assert_eq!(available_bytes(odd), None, "{odd}");
+        }
+        assert_eq!(sessions_that_fit(0), None);
+        assert!(sessions_that_fit(u64::MAX).is_none_or(|sessions| sessions == 1));
+    }
+}
