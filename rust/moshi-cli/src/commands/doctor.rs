@@ -10,6 +10,7 @@ use moshi_core::exec::{Cpu, Storage};
 use moshi_core::lm::{LmTraffic, WeightType};
 use moshi_core::mimi::MimiTraffic;
 use moshi_core::stages::Traffic;
+use moshi_kernels::isa::Isa;
 use moshi_kernels::measure::flops_per_second;
 use serde_json::{Value, json};
 
@@ -24,7 +25,9 @@ const COMFORTABLE: f64 = 0.7;
 
 pub(crate) fn doctor(args: &DoctorArgs) -> Result<i32> {
     let machine = Machine::new();
-    let exec = Cpu::new(None)?;
+    // Sizes are the same on every set of instructions; a wrong choice is told below.
+    let exec = Cpu::with(Isa::Scalar, Some(1))
+        .unwrap_or_else(|| unreachable!("every machine has the scalar kernels"));
     let mut counts = vec![1];
     if machine.threads > 1 {
         counts.push(machine.threads);
@@ -48,6 +51,9 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<i32> {
     }
     line(format_args!("multiplications, 1 thread: {:.0} GFLOP/s", flops / 1e9))?;
     line("predicted milliseconds per frame of 80 ms, codec included:")?;
+    if machine.chosen != Ok(Isa::Avx512Vnni) {
+        line("  (bounds of the memory: the kernels of these instructions are slower than it)")?;
+    }
     for prediction in &predictions {
         let Prediction { model, dtype, frame_ms, by_threads, .. } = prediction;
         let times: Vec<String> = by_threads

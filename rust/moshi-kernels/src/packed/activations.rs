@@ -73,8 +73,13 @@ fn quantise(values: &[f32; BLOCK]) -> Block {
         }
     }
     let largest = largest.iter().fold(0.0f32, |a, &b| a.max(b));
+    // Not a number where one of the values is none or infinite, else zero.
+    let poison: f32 = values.iter().map(|value| value * 0.0).sum();
+    if poison.is_nan() || largest < SMALLEST {
+        return Block { quads: [0; BLOCK / 4], scale: poison, sum: 0 };
+    }
     let scale = largest / 127.0;
-    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    let inverse = 127.0 / largest;
     let mut bytes = [0u8; BLOCK];
     let mut sum = 0;
     for (byte, value) in bytes.iter_mut().zip(values) {
@@ -92,6 +97,8 @@ fn quantise(values: &[f32; BLOCK]) -> Block {
 }
 
 const ROUNDING: f32 = 12_582_912.0;
+/// Values below it count as zero: their inverse would be infinite.
+const SMALLEST: f32 = 1e-30;
 
 #[cfg(test)]
 mod tests {
@@ -118,5 +125,21 @@ mod tests {
         let mut quantised = Quantised::default();
         quantised.set(&[0.0; 32], 32);
         assert_eq!(quantised.blocks, [Block::default()]);
+    }
+
+    #[test]
+    fn what_is_no_number_stays_none_and_what_is_tiny_is_zero() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = [0.5; 2 * BLOCK];
+            x[7] = bad;
+            let mut quantised = Quantised::default();
+            quantised.set(&x, 2 * BLOCK);
+            let values = quantised.values();
+            assert!(values[..BLOCK].iter().all(|value| value.is_nan()), "{bad}");
+            assert!(values[BLOCK..].iter().all(|value| (value - 0.5).abs() < 0.01));
+        }
+        let mut quantised = Quantised::default();
+        quantised.set(&[f32::MIN_POSITIVE; BLOCK], BLOCK);
+        assert!(quantised.values().iter().all(|&value| value == 0.0));
     }
 }

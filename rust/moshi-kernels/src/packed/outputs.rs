@@ -32,6 +32,7 @@ impl<'a> Outputs<'a> {
     #[inline]
     pub(super) fn put(&self, panel: usize, first: usize, values: &[[f32; PANEL]]) {
         let start = panel * PANEL;
+        assert!(start < self.width, "panels of this product");
         let count = PANEL.min(self.width - start);
         assert!(first + values.len() <= self.rows, "rows of this product");
         for (row, values) in (first..).zip(values) {

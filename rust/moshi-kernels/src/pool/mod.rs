@@ -27,6 +27,8 @@ pub struct Pool {
     /// Held while an operation runs; a caller that finds it taken works alone.
     busy: Mutex<Option<Watch>>,
     workers: Vec<JoinHandle<()>>,
+    /// The process that has the threads: one that was forked from it has none of them.
+    process: u32,
 }
 
 type Work = dyn Fn(usize) + Sync + 'static;
@@ -74,7 +76,7 @@ impl Pool {
         };
         let workers: Vec<_> = (1..threads.max(1)).map_while(worker).collect();
         shared.limit.store(workers.len() + 1, Ordering::SeqCst);
-        Self { shared, busy: Mutex::new(None), workers }
+        Self { shared, busy: Mutex::new(None), workers, process: std::process::id() }
     }
 
     /// Threads, the caller among them, whether they take part or not.
@@ -158,10 +160,12 @@ impl Pool {
         // SAFETY: the lock is held and the last operation was closed and left: nobody reads.
         unsafe { *shared.job.get() = Some((job, parts)) };
         shared.next.store(0, Ordering::Relaxed);
+        // The last operation may have ended in a panic of the caller's own.
+        shared.failed.store(false, Ordering::Relaxed);
         let state = shared.state.load(Ordering::Relaxed);
         shared.state.store((state + GENERATION) | OPEN, Ordering::SeqCst);
         if shared.sleeping.load(Ordering::SeqCst) > 0 {
-            self.wake(threads - 1);
+            self.wake(threads.min(parts) - 1);
         }
         let mut closing = Closing { shared, left: false };
         shared.take_parts(work, parts);
@@ -284,6 +288,11 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
+            if std::process::id() != self.process {
+                // After a fork there is nobody to wait for.
+                std::mem::forget(worker);
+                continue;
+            }
             worker.thread().unpark();
             // A thread that panicked has said so already.
             let _ = worker.join();
@@ -386,5 +395,8 @@ mod tests {
         };
         assert!(run(3).is_err());
         assert!(run(8).is_ok());
+        let all = catch_unwind(AssertUnwindSafe(|| pool.run(8, &|_| panic!("every part"))));
+        assert!(all.is_err());
+        assert!(run(8).is_ok(), "what failed before is forgotten");
     }
 }
