@@ -164,7 +164,7 @@ bench-build: $(BENCH_VENV)/ready ## Build what is measured, for any processor an
 
 .PHONY: bench
 bench: bench-build ## Speed against rustymimi, PyTorch (after `make bench-torch`) and Candle, as ratios
-	$(BENCH_VENV)/bin/python benches/python/codec.py
+	$(BENCH_VENV)/bin/python benches/python/codec_peers.py
 	RAYON_NUM_THREADS=1 target/native/release/peers
 	target/native/release/peers
 

@@ -406,7 +406,7 @@ def measure(options: argparse.Namespace) -> Result:
     peers = [str(options.peers), "--rounds", str(rounds), "--json", str(folder / "peers.json")]
     session.file("peers", peers, {"RAYON_NUM_THREADS": "1"})
     turns = max(2, round(15 * options.scale))
-    codec_command = [sys.executable, "benches/python/codec.py", f"--turns={turns}", "--json"]
+    codec_command = [sys.executable, "benches/python/codec_peers.py", f"--turns={turns}", "--json"]
     session.file("codec", [*codec_command, str(folder / "codec.json")], {})
 
     stt = ("--model=stt-1b", "--dtype=q8")

@@ -200,25 +200,17 @@ class RemoteDuplex(Duplex):
             await call.close()
 
     async def _send(self, call: aio.Connection) -> None:
-        from websockets.exceptions import ConnectionClosed
-
         while (frame := await asyncio.to_thread(self._next)) is not None:
             self._pending.append((frame, time.perf_counter()))
             try:
                 await call.send(frame)
-            except ConnectionClosed:
+            except SessionError:
+                # Who listens is told too, and tells it.
                 return
 
     async def _listen(self, call: aio.Connection) -> None:
-        from websockets.exceptions import ConnectionClosed
-
-        try:
-            async for event in call:
-                self._take(event)
-        except ConnectionClosed as error:
-            said = f"{error.rcvd.code}: {error.rcvd.reason}" if error.rcvd else "no goodbye"
-            reason = f"the server closed the connection ({said})"
-            raise SessionError(reason) from error
+        async for event in call:
+            self._take(event)
 
     def _take(self, event: aio.Event) -> None:
         if isinstance(event, aio.Audio):

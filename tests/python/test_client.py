@@ -163,7 +163,7 @@ def test_a_server_that_closes_says_why(
 
     with serving(handler) as url:
         assert cli.main(["client", url]) == 5
-    assert "the server closed the connection (1011: internal error)" in capfd.readouterr().err
+    assert "the conversation is over with code 1011: internal error" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("fake")
