@@ -1,8 +1,8 @@
 """The codec against its peers: milliseconds of a frame, in turns within one run.
 
 Usage: ``make bench``, or ``python benches/python/codec_peers.py [--json FILE]`` where ``moshi_rs``
-is installed. Peers that are not installed are left out, and named. All load the same random weights in
-the shapes of the public Mimi, with 8 codebooks, and take one thread. A frame is 80 ms: encoding
+is installed. Peers that are not installed are left out, and named. All load the same random weights
+in the shapes of the public Mimi, with 8 codebooks, and take one thread. A frame is 80 ms: encoding
 it, and decoding the codes, are timed apart. Every peer first hears more frames than its attention
 remembers.
 """

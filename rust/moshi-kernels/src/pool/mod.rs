@@ -287,12 +287,11 @@ impl Shared {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
+        if std::process::id() != self.process {
+            // After a fork there is nobody to wait for; letting the handles go joins nobody.
+            return;
+        }
         for worker in self.workers.drain(..) {
-            if std::process::id() != self.process {
-                // After a fork there is nobody to wait for.
-                std::mem::forget(worker);
-                continue;
-            }
             worker.thread().unpark();
             // A thread that panicked has said so already.
             let _ = worker.join();
