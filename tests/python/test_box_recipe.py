@@ -57,7 +57,7 @@ def all_texts(grammar: str) -> set[str]:
 
 def trained_texts(question: phrases.Question) -> set[str]:
     """Every text with which training may put a question, in lower case."""
-    plain = set().union(*map(all_texts, question.trained))
+    plain = set().union(*map(all_texts, question.trained), question.sentences)
     return {
         " ".join(f"{before} {text} {after}".split()).lower()
         for text in plain
@@ -127,7 +127,7 @@ def test_every_question_is_put_in_several_ways() -> None:
 
 def test_phrasings_expand_to_words() -> None:
     for question in phrases.QUESTIONS:
-        for grammar in (*question.trained, *question.held_out):
+        for grammar in (*question.trained, *question.sentences, *question.held_out):
             for text in all_texts(grammar):
                 assert re.fullmatch(r"[A-Za-z']+( [A-Za-z']+)*", text), (grammar, text)
 
@@ -139,7 +139,16 @@ def test_drawn_phrasings_are_those_of_the_grammar() -> None:
         drawn = {phrases.ask(question, source).lower() for _ in range(200)}
         assert drawn <= trained, question.name
         assert len(drawn) > 20, question.name
-        assert {phrases.ask_held_out(question, source) for _ in range(200)} == held_out
+        assert {phrases.ask_held_out(question, source) for _ in range(400)} == held_out
+
+
+def test_sentences_of_others_are_trained_or_held_out_and_never_both() -> None:
+    trained = [line for question in phrases.QUESTIONS for line in question.sentences]
+    held_out = phrases.HELD_OUT_OF_OTHERS
+    assert len(set(map(str.lower, trained))) == len(trained) > 1_500
+    assert held_out <= {line for question in phrases.QUESTIONS for line in question.held_out}
+    assert len(held_out) >= 200
+    assert not held_out & set(trained)
 
 
 def test_nested_alternatives_expand() -> None:

@@ -58,7 +58,8 @@ The voice is a synthesizer's. It must not be presented as a person's.
 
 ## Measured
 
-On recordings that training did not have: {held_out}. Half of the questions are in phrasings that training did not have.
+On recordings that training did not have: {held_out}. Half of the questions are in phrasings that
+training did not have, three quarters of those in the words of others, who had not seen the phrasings of training.
 Greedy decoding, through `moshi_rs`, by the command below; without options a session samples at the temperatures of
 `config.json`, and says other words now and then.
 

@@ -132,6 +132,13 @@ def questions(
         "answers right, new phrasings": _share(
             [row["right"] for row in rows if row["new_phrasing"]]
         ),
+        "answers right, new phrasings in others' words": _share(
+            [
+                row["right"]
+                for row in rows
+                if row["new_phrasing"] and row["asked"] in phrases.HELD_OUT_OF_OTHERS
+            ]
+        ),
         **{
             f"answers right, {program}": _share(
                 [row["right"] for row in rows if row["voice"].startswith(program)]

@@ -32,7 +32,7 @@ VOCABULARY = sorted(
     {
         word.lower()
         for question in phrases.QUESTIONS
-        for line in question.trained
+        for line in question.trained + question.sentences
         for word in line.replace("(", " ").replace(")", " ").replace("|", " ").split()
     }
 )
