@@ -48,7 +48,8 @@ impl<E: Executor> LanguageModel<E> {
     /// Loads the weights of a file, whose tensors must be exactly those of the config.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Checkpoint`] or [`Error::Tensors`] for the file.
+    /// [`Error::NotFound`](crate::Error::NotFound), [`Error::Checkpoint`](crate::Error::Checkpoint)
+    /// or [`Error::Tensors`](crate::Error::Tensors) for the file.
     pub fn load(
         exec: &E,
         file: impl Into<SourceFile>,

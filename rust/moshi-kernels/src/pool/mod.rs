@@ -5,7 +5,7 @@
 //! no longer than it would alone by more than one part, whoever else uses the processor.
 //! What a part computes does not depend on who computes it.
 //!
-//! How many threads take part may change between operations: a [`Watch`] takes one away where the
+//! How many threads take part may change between operations: a watch takes one away where the
 //! caller waits too long for the others.
 #![allow(unsafe_code, reason = "a borrowed closure crosses to other threads")]
 

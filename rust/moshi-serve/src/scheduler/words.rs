@@ -67,7 +67,7 @@ pub enum Decision<F> {
     Idle,
 }
 
-/// Settings of a [`Scheduler`].
+/// Settings of a [`Scheduler`](super::Scheduler).
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
     /// Time between two frames of one slot.
