@@ -10,7 +10,7 @@ pub enum Storage {
     F32,
     /// bfloat16, widened to f32 before every use.
     Bf16,
-    /// Blocks of few bits, decoded to f32 before every use; activations stay f32.
+    /// Blocks of few bits. Executors decode them to f32, or round activations to 8 bits for them.
     Blocks(BlockFormat),
 }
 

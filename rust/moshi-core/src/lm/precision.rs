@@ -5,8 +5,9 @@ use crate::exec::{BlockFormat, Executor, KeyStorage, Storage};
 
 /// Storage of a language model's weights, as callers choose it.
 ///
-/// Under [`WeightType::Q8`] and [`WeightType::Q4`] activations and arithmetic stay in f32, norms
-/// and conditions keep f32, and embeddings, of which a step reads a few rows only, keep bf16.
+/// Under [`WeightType::Q8`] and [`WeightType::Q4`] norms and conditions keep f32, and embeddings, of
+/// which a step reads a few rows only, keep bf16. Whether activations are rounded to 8 bits before
+/// a product is the executor's matter: `cpu` rounds them, `scalar` does not.
 /// Matrices whose rows are no whole blocks of 32 keep f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightType {
