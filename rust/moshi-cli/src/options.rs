@@ -42,7 +42,7 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Serve a model to many callers at the same time, in real time.
     Serve(ServeArgs),
-    /// Talk to a server with a recording, at the pace of speech.
+    /// Talk with a server, through microphone and loudspeaker or with a recording.
     Client(ClientArgs),
     /// Measure a server with many conversations at the same time.
     Loadtest(LoadtestArgs),
@@ -233,8 +233,10 @@ impl SpeechArgs {
     }
 }
 
+/// Sound devices, of the Python package.
 #[derive(Debug, Args)]
-pub(crate) struct ChatArgs {
+#[command(next_help_heading = "Sound devices (Python package)")]
+pub(crate) struct DeviceArgs {
     /// Microphone: its number in --list-devices, or a part of its name.
     #[arg(long, value_name = "DEVICE")]
     pub(crate) input_device: Option<String>,
@@ -247,6 +249,12 @@ pub(crate) struct ChatArgs {
     /// Write the conversation to this wav file: the user on the left, the model on the right.
     #[arg(long, value_name = "FILE")]
     pub(crate) record: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) devices: DeviceArgs,
     #[command(flatten)]
     pub(crate) speech: SpeechArgs,
 }

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use moshi_serve::config::DEFAULT_PORT;
 use moshi_serve::{ServeConfig, Tls};
 
-use crate::options::SpeechArgs;
+use crate::options::{DeviceArgs, SpeechArgs};
 use crate::output::{CliError, Result};
 
 /// Keys may also come from here, so that they stand in no list of processes.
@@ -177,20 +177,34 @@ impl ConnectArgs {
 pub(crate) struct ClientArgs {
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
-    /// Recording to say, at the pace of speech.
-    #[arg(long = "in", value_name = "FILE")]
-    pub(crate) input: PathBuf,
-    /// Write the model's audio to this wav file.
-    #[arg(long = "out", value_name = "FILE")]
-    pub(crate) output: Option<PathBuf>,
-    /// Silence to add after the recording, in seconds, so that the model can finish.
-    #[arg(long, default_value_t = 0.0, value_name = "SECONDS")]
-    pub(crate) pad: f64,
     /// Seed of the session.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
+    #[command(flatten)]
+    pub(crate) recording: RecordingArgs,
+    #[command(flatten)]
+    pub(crate) devices: DeviceArgs,
+}
+
+/// A recording instead of devices.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "A recording instead of sound devices")]
+pub(crate) struct RecordingArgs {
+    /// Recording to say, at the pace of speech.
+    #[arg(
+        long = "in",
+        value_name = "FILE",
+        conflicts_with_all = ["input_device", "output_device", "record"]
+    )]
+    pub(crate) input: Option<PathBuf>,
+    /// Write the model's audio to this wav file.
+    #[arg(long = "out", value_name = "FILE", requires = "input")]
+    pub(crate) output: Option<PathBuf>,
+    /// Silence to add after the recording, in seconds, so that the model can finish.
+    #[arg(long, default_value_t = 0.0, value_name = "SECONDS", requires = "input")]
+    pub(crate) pad: f64,
     /// Print one JSON object instead of text and timings.
-    #[arg(long)]
+    #[arg(long, requires = "input")]
     pub(crate) json: bool,
 }
 

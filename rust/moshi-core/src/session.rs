@@ -9,6 +9,7 @@ use crate::error::{Error, Result, check_finite};
 use crate::lm::{Conditions, Guidance, LmStreamOptions, Sampling};
 use crate::model::{Model, StepMemory};
 use crate::snapshot::{Reader, Writer};
+use crate::stages::Noise;
 use crate::text::Detokenizer;
 
 /// Frames that [`Session::push`] may leave waiting for [`Session::pull`]: about a minute.
@@ -133,6 +134,15 @@ impl Session {
             steps,
             broken: false,
         })
+    }
+
+    /// Gives the conversation a past of noise as long as its context, so that the next steps cost
+    /// what they do after hours. For measurements: what it says from then on means nothing.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn fill(&mut self) -> Result<()> {
+        self.model.engine().fill(&mut self.state, &mut Noise::new(self.seed))
     }
 
     /// Forgets the conversation; settings and seed stay. Equals a new session with them.

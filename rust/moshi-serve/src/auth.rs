@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
 use axum::http::{HeaderMap, Uri};
+use serde_json::Value;
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::tokens::{Token, TokenHash, random_text};
@@ -17,6 +18,8 @@ use crate::tokens::{Token, TokenHash, random_text};
 pub(crate) const TICKET_LIFE: Duration = Duration::from_secs(60);
 /// Tickets that may be out at the same time.
 const MAX_TICKETS: usize = 4096;
+/// Bytes of JSON that all tickets together may promise.
+const MAX_PROMISED_BYTES: usize = 16 << 20;
 /// The shortest key, in bytes: what can be guessed protects nothing.
 pub(crate) const MIN_KEY_BYTES: usize = 16;
 
@@ -36,7 +39,28 @@ const KEY_PARAMETERS: [&str; 3] = ["auth_id", "worker_auth_id", "api_key"];
 pub(crate) struct Auth {
     keys: Vec<TokenHash>,
     query_keys: bool,
-    tickets: Mutex<HashMap<TokenHash, Instant>>,
+    tickets: Mutex<HashMap<TokenHash, Ticket>>,
+}
+
+struct Ticket {
+    until: Instant,
+    promise: Option<Promise>,
+}
+
+/// What a session is to be set to that comes with a ticket: an object of its protocol.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Promise(pub(crate) Value);
+
+impl Promise {
+    fn bytes(&self) -> usize {
+        self.0.to_string().len()
+    }
+}
+
+/// A request that may come in, with what its ticket promises.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Admission {
+    pub(crate) promise: Option<Promise>,
 }
 
 impl Auth {
@@ -51,9 +75,11 @@ impl Auth {
         !self.keys.is_empty()
     }
 
-    /// True for a request that may come in. A ticket is used up by it.
-    pub(crate) fn allows(&self, headers: &HeaderMap, uri: &Uri, now: Instant) -> bool {
-        !self.is_required() || self.has_key(headers, uri) || self.uses_ticket(headers, now)
+    /// Lets a request in, or not. A ticket is used up by it.
+    pub(crate) fn admit(&self, headers: &HeaderMap, uri: &Uri, now: Instant) -> Option<Admission> {
+        let ticket = self.use_ticket(headers, now);
+        let admitted = !self.is_required() || ticket.is_some() || self.has_key(headers, uri);
+        admitted.then(|| Admission { promise: ticket.and_then(|ticket| ticket.promise) })
     }
 
     /// True for a request with a key: what a ticket alone does not open.
@@ -81,25 +107,33 @@ impl Auth {
     /// A new ticket; `None` when too many are out. Where no key is asked for, nobody asks for a
     /// ticket either: pages get a text, and nothing is kept.
     pub(crate) fn issue_ticket(&self, now: Instant) -> Option<String> {
-        self.issue_ticket_for(TICKET_LIFE, now)
+        self.issue_ticket_for(TICKET_LIFE, None, now)
     }
 
-    /// As [`Auth::issue_ticket`], with a life of its own.
-    pub(crate) fn issue_ticket_for(&self, life: Duration, now: Instant) -> Option<String> {
-        if !self.is_required() {
+    /// As [`Auth::issue_ticket`], with a life of its own and settings for the session that it
+    /// opens, which are kept in any case.
+    pub(crate) fn issue_ticket_for(
+        &self,
+        life: Duration,
+        promise: Option<Promise>,
+        now: Instant,
+    ) -> Option<String> {
+        if !self.is_required() && promise.is_none() {
             return Some(random_text());
         }
         let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
-        tickets.retain(|_, until| *until > now);
-        if tickets.len() >= MAX_TICKETS {
+        tickets.retain(|_, ticket| ticket.until > now);
+        let promises = tickets.values().filter_map(|ticket| ticket.promise.as_ref());
+        let bytes: usize = promises.chain(&promise).map(Promise::bytes).sum();
+        if tickets.len() >= MAX_TICKETS || bytes > MAX_PROMISED_BYTES {
             return None;
         }
         let ticket = random_text();
-        tickets.insert(Token::hash_of(&ticket), now + life);
+        tickets.insert(Token::hash_of(&ticket), Ticket { until: now + life, promise });
         Some(ticket)
     }
 
-    fn uses_ticket(&self, headers: &HeaderMap, now: Instant) -> bool {
+    fn use_ticket(&self, headers: &HeaderMap, now: Instant) -> Option<Ticket> {
         let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
         let ephemeral = protocols(headers)
             .filter_map(|offer| offer.strip_prefix(KEY_PROTOCOL))
@@ -108,7 +142,8 @@ impl Auth {
         protocols(headers)
             .filter_map(|offer| offer.strip_prefix(TICKET_PROTOCOL))
             .chain(ephemeral)
-            .any(|ticket| tickets.remove(&Token::hash_of(ticket)).is_some_and(|until| until > now))
+            .find_map(|text| tickets.remove(&Token::hash_of(text)))
+            .filter(|ticket| ticket.until > now)
     }
 }
 
@@ -194,7 +229,7 @@ mod tests {
     }
 
     fn allows(auth: &Auth, pairs: &[(&'static str, &str)], uri: &str) -> bool {
-        auth.allows(&headers(pairs), &uri.parse().unwrap(), Instant::now())
+        auth.admit(&headers(pairs), &uri.parse().unwrap(), Instant::now()).is_some()
     }
 
     #[test]
@@ -239,20 +274,20 @@ mod tests {
         };
         let ticket = auth.issue_ticket(now).unwrap();
         assert!(!auth.has_key(&with(&ticket), &uri));
-        assert!(auth.allows(&with(&ticket), &uri, now));
-        assert!(!auth.allows(&with(&ticket), &uri, now));
+        assert_eq!(auth.admit(&with(&ticket), &uri, now), Some(Admission { promise: None }));
+        assert_eq!(auth.admit(&with(&ticket), &uri, now), None);
         let ticket = auth.issue_ticket(now).unwrap();
-        assert!(!auth.allows(&with(&ticket), &uri, now + TICKET_LIFE));
+        assert_eq!(auth.admit(&with(&ticket), &uri, now + TICKET_LIFE), None);
         for name in ["authorization", "sec-websocket-protocol"] {
-            let ticket = auth.issue_ticket_for(Duration::from_secs(10), now).unwrap();
+            let ticket = auth.issue_ticket_for(Duration::from_secs(10), None, now).unwrap();
             let value = match name {
                 "authorization" => format!("Bearer ek_{ticket}"),
                 _ => format!("realtime, openai-insecure-api-key.ek_{ticket}"),
             };
             let with = headers(&[(name, &value)]);
             assert!(!auth.has_key(&with, &uri));
-            assert!(auth.allows(&with, &uri, now + Duration::from_secs(9)), "{name}");
-            assert!(!auth.allows(&with, &uri, now), "{name}");
+            assert!(auth.admit(&with, &uri, now + Duration::from_secs(9)).is_some(), "{name}");
+            assert!(auth.admit(&with, &uri, now).is_none(), "{name}");
         }
         for _ in 0..MAX_TICKETS {
             auth.issue_ticket(now).unwrap();
@@ -271,6 +306,26 @@ mod tests {
         let offer = format!("moshi, ticket.{}", tickets[0]);
         assert!(allows(&auth, &[("sec-websocket-protocol", &offer)], "/"));
         assert!(auth.tickets.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_ticket_brings_its_promise_once_and_promises_are_bounded() {
+        let now = Instant::now();
+        let uri = "/".parse().unwrap();
+        let life = Duration::from_secs(10);
+        for auth in [Auth::new([KEY], false), Auth::default()] {
+            let promise = Promise(serde_json::json!({ "voice": "x".repeat(1 << 20) }));
+            let issue = |promise| auth.issue_ticket_for(life, promise, now);
+            let tickets: Vec<String> =
+                std::iter::from_fn(|| issue(Some(promise.clone()))).take(100).collect();
+            assert_eq!(tickets.len(), 15, "of a megabyte each");
+            assert!(issue(None).is_some());
+            let with = headers(&[("authorization", &format!("Bearer ek_{}", tickets[3]))]);
+            assert_eq!(auth.admit(&with, &uri, now).unwrap().promise, Some(promise.clone()));
+            let again = auth.admit(&with, &uri, now);
+            assert!(again.is_none_or(|admission| admission.promise.is_none()));
+            assert!(issue(Some(promise)).is_some(), "used ones make room");
+        }
     }
 
     #[test]

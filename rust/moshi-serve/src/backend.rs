@@ -73,6 +73,12 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// What the engine says about the options.
     fn open(&self, options: &StreamOptions) -> Result<Self::Stream>;
+    /// Makes a conversation cost what one does that has gone on for long: its context is full, of
+    /// anything.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn fill(&self, stream: &mut Self::Stream) -> Result<()>;
     /// A conversation from [`Backend::snapshot`].
     ///
     /// # Errors
@@ -139,6 +145,10 @@ impl Backend for ModelBackend {
             ..SessionOptions::default()
         };
         Session::new(&self.model, &options)
+    }
+
+    fn fill(&self, stream: &mut Session) -> Result<()> {
+        stream.fill()
     }
 
     fn restore(&self, blob: &[u8]) -> Result<Session> {

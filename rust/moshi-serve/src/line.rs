@@ -68,7 +68,10 @@ pub(crate) async fn wait_for_slot(
             received = socket.receive(), if listens => {
                 alive = Instant::now();
                 match received {
-                    Received::Closed | Received::Lost | Received::TooLarge => return None,
+                    Received::Closed
+                    | Received::Lost
+                    | Received::TooLarge
+                    | Received::Flooding => return None,
                     Received::Pong => {}
                     message => listens = hear(message),
                 }

@@ -14,7 +14,7 @@ use axum::routing::{get, post};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::auth::{Auth, Origins, TICKET_LIFE};
+use crate::auth::{Admission, Auth, Origins, TICKET_LIFE};
 use crate::hub::{Hub, Readiness};
 use crate::{chat, metrics, realtime, web};
 
@@ -93,9 +93,13 @@ async fn origins(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     next.run(request).await
 }
 
-async fn keys(State(app): State<Arc<App>>, request: Request, next: Next) -> Response<Body> {
-    if !app.auth.allows(request.headers(), request.uri(), Instant::now()) {
+async fn keys(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response<Body> {
+    let admission = app.auth.admit(request.headers(), request.uri(), Instant::now());
+    let Some(Admission { promise }) = admission else {
         return app.unauthorised();
+    };
+    if let Some(promise) = promise {
+        request.extensions_mut().insert(promise);
     }
     next.run(request).await
 }

@@ -12,7 +12,7 @@ use futures_util::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::CapacityError;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -32,6 +32,9 @@ const LATE_FAREWELL: Duration = Duration::from_secs(5);
 const READ_BUFFER_BYTES: usize = 16 * 1024;
 /// Answers that may wait for a peer that sends and does not read, beside a largest message.
 const MAX_UNSENT_BYTES: usize = 8 << 20;
+/// Pings and pongs that a peer may send within [`CONTROL_SPAN`]. Every ping costs an answer.
+const MAX_CONTROL_FRAMES: u32 = 50;
+const CONTROL_SPAN: Duration = Duration::from_secs(1);
 /// Longest reason in a close frame, by the protocol.
 const MAX_REASON_BYTES: usize = 123;
 
@@ -48,11 +51,39 @@ pub(crate) enum Received {
     Lost,
     /// A message beyond the limit.
     TooLarge,
+    /// Pings or pongs beyond the limit, see [`FLOODING`].
+    Flooding,
+}
+
+/// Code and reason of the close frame after [`Received::Flooding`].
+pub(crate) const FLOODING: (u16, &str) = (1008, "too many pings; one every few seconds is enough");
+
+/// Counts control frames.
+#[derive(Debug)]
+struct Controls {
+    since: Instant,
+    count: u32,
+}
+
+impl Controls {
+    fn begin(now: Instant) -> Self {
+        Self { since: now, count: 0 }
+    }
+
+    /// Counts one; false when there are too many.
+    fn count(&mut self, now: Instant) -> bool {
+        if now.duration_since(self.since) >= CONTROL_SPAN {
+            *self = Self::begin(now);
+        }
+        self.count += 1;
+        self.count <= MAX_CONTROL_FRAMES
+    }
 }
 
 /// A server's end of a WebSocket.
 pub(crate) struct Socket {
     stream: WebSocketStream<TokioIo<Upgraded>>,
+    controls: Controls,
     stalled: bool,
 }
 
@@ -62,7 +93,13 @@ impl Socket {
             Some(Ok(Message::Binary(bytes))) => Received::Binary(bytes),
             Some(Ok(Message::Text(text))) => Received::Text(text.as_str().to_owned()),
             // The library answers pings itself.
-            Some(Ok(Message::Pong(_) | Message::Ping(_) | Message::Frame(_))) => Received::Pong,
+            Some(Ok(Message::Pong(_) | Message::Ping(_) | Message::Frame(_))) => {
+                if self.controls.count(Instant::now()) {
+                    Received::Pong
+                } else {
+                    Received::Flooding
+                }
+            }
             Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => Received::TooLarge,
             Some(Ok(Message::Close(_)) | Err(Error::ConnectionClosed)) => Received::Closed,
             Some(Err(_)) | None => Received::Lost,
@@ -154,7 +191,8 @@ where
             .max_frame_size(Some(max_message_bytes));
         let io = TokioIo::new(upgraded);
         let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
-        serve(Socket { stream: socket, stalled: false }).await;
+        let controls = Controls::begin(Instant::now());
+        serve(Socket { stream: socket, controls, stalled: false }).await;
     });
     let mut response = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
@@ -173,4 +211,21 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
         .into_iter()
         .filter_map(|value| value.to_str().ok())
         .any(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_frames_are_limited_within_a_span_and_not_over_a_life() {
+        let start = Instant::now();
+        let mut controls = Controls::begin(start);
+        let later = |spans: u32| start + spans * CONTROL_SPAN;
+        for span in 0..5 {
+            assert!((0..MAX_CONTROL_FRAMES).all(|_| controls.count(later(span))), "{span}");
+        }
+        assert!(!controls.count(later(4)));
+        assert!(controls.count(later(5)));
+    }
 }

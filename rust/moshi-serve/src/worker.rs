@@ -17,8 +17,8 @@ use crate::capacity::Capacity;
 use crate::hub::{Command, Hub, HubOptions, OutputFrame, Shared};
 use crate::scheduler::{Decision, Ready, Rules, Scheduler, SlotId};
 
-/// Steps of one size that are timed at the start, after one that warms up.
-const TIMED_STEPS: usize = 3;
+/// Steps of one size that are timed at the start, after one that warms up. Odd: the median counts.
+const TIMED_STEPS: usize = 5;
 
 struct Live<S> {
     stream: S,
@@ -93,8 +93,8 @@ impl Worker {
     }
 }
 
-/// Times steps of one, two, four and more streams, until one takes half of a frame's time or there
-/// is no memory for more.
+/// Times steps of one, two, four and more streams with full contexts, until one takes half of a
+/// frame's time or there is no memory for more.
 fn measure<B: Backend>(backend: &B, mut most: usize) -> moshi_core::Result<Capacity> {
     let card = backend.card();
     let silence = vec![0.0; card.frame_samples];
@@ -104,7 +104,11 @@ fn measure<B: Backend>(backend: &B, mut most: usize) -> moshi_core::Result<Capac
     loop {
         let wanted = (streams.len() * 2).clamp(1, most.max(1));
         while streams.len() < wanted.min(most.max(1)) {
-            match backend.open(&options) {
+            let filled = backend.open(&options).and_then(|mut stream| {
+                backend.fill(&mut stream)?;
+                Ok(stream)
+            });
+            match filled {
                 Ok(stream) => streams.push(stream),
                 Err(error) if streams.is_empty() => return Err(error),
                 Err(error) => {
@@ -124,9 +128,11 @@ fn measure<B: Backend>(backend: &B, mut most: usize) -> moshi_core::Result<Capac
             backend.step(&mut streams, &frames)?;
             times.push(start.elapsed());
         }
-        let fastest = times[1..].iter().min().copied().unwrap_or_default();
-        steps.push((streams.len(), fastest));
-        if fastest * 2 >= card.frame_time() || streams.len() >= most {
+        let timed = &mut times[1..];
+        timed.sort_unstable();
+        let usual = timed[TIMED_STEPS / 2];
+        steps.push((streams.len(), usual));
+        if usual * 2 >= card.frame_time() || streams.len() >= most {
             break;
         }
     }

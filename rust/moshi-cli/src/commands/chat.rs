@@ -7,7 +7,7 @@ use std::sync::Arc;
 use moshi_core::{Model, Session};
 
 use crate::commands::run;
-use crate::options::{ChatArgs, SpeechArgs};
+use crate::options::{ChatArgs, DeviceArgs, SpeechArgs};
 use crate::output::{CliError, Loading, Result};
 
 /// Holds a conversation and gives the exit code.
@@ -51,10 +51,7 @@ pub(crate) fn chat(args: ChatArgs, chat: Option<Chat<'_>>) -> Result<i32> {
                 .into(),
         )
     })?;
-    Ok(chat(ChatRequest {
-        input_device: args.input_device,
-        output_device: args.output_device,
-        record: args.record,
-        opener: (!args.list_devices).then_some(SessionOpener(args.speech)),
-    }))
+    let DeviceArgs { input_device, output_device, list_devices, record } = args.devices;
+    let opener = (!list_devices).then_some(SessionOpener(args.speech));
+    Ok(chat(ChatRequest { input_device, output_device, record, opener }))
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::interrupt::{EXIT_INTERRUPTED, Watch};
 use crate::output::{CliError, EXIT_FELL_SHORT, Result, line, one_line, text};
-use crate::serve_options::{ClientArgs, ConnectArgs, LoadtestArgs};
+use crate::serve_options::{ClientArgs, ConnectArgs, LoadtestArgs, RecordingArgs};
 
 /// Rate of every released model, which the audio of the protocol has.
 const RATE_HZ: u32 = 24_000;
@@ -41,17 +41,23 @@ fn frames(path: &Path, pad: f64) -> Result<Vec<f32>> {
 }
 
 pub(crate) fn client(args: &ClientArgs) -> Result<i32> {
-    if !(0.0..=MAX_PAD_SECONDS).contains(&args.pad) {
-        let reason = format!("--pad {} is not between 0 and {MAX_PAD_SECONDS}", args.pad);
+    let RecordingArgs { input: Some(input), output, pad, json: as_json } = &args.recording else {
+        // The Python package holds conversations through devices before it comes here.
+        let reason = "the sound devices are those of the Python package: pip install \
+                      \"moshi-rs[audio,client]\", then python -m moshi_rs client; or name a \
+                      recording: --in FILE";
+        return Err(CliError::Usage(reason.into()));
+    };
+    if !(0.0..=MAX_PAD_SECONDS).contains(pad) {
+        let reason = format!("--pad {pad} is not between 0 and {MAX_PAD_SECONDS}");
         return Err(CliError::Usage(reason));
     }
-    let samples = frames(&args.input, args.pad)?;
-    let mut writer =
-        args.output.as_ref().map(|path| WavWriter::create(path, RATE_HZ, 1)).transpose()?;
+    let samples = frames(input, *pad)?;
+    let mut writer = output.as_ref().map(|path| WavWriter::create(path, RATE_HZ, 1)).transpose()?;
     let mut options = options(&args.connect)?;
     options.parameters.extend(args.seed.map(|seed| ("seed".into(), seed.to_string())));
     let watch = Watch::new();
-    let live = !args.json && stdout().is_terminal();
+    let live = !as_json && stdout().is_terminal();
     let report = block_on(async {
         let mut client = ChatClient::connect(&args.connect.url, &options).await?;
         let show = |event: &ClientEvent| {
@@ -75,7 +81,7 @@ pub(crate) fn client(args: &ClientArgs) -> Result<i32> {
     let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|share| latency.percentile_ms(share));
     let late = latency.over(FRAME_TIME) + report.unanswered_frames;
     let seconds = report.samples.len() as f64 / f64::from(RATE_HZ);
-    if args.json {
+    if *as_json {
         line(json!({
             "text": report.text,
             "seconds": seconds,

@@ -15,7 +15,7 @@ use super::{DEAD_AFTER, MAX_MESSAGE_BYTES, PING_EVERY};
 use crate::hub::{End, OutputFrame, SessionHandle};
 use crate::metrics::label;
 use crate::routes::{App, build_facts};
-use crate::websocket::{Received, Socket};
+use crate::websocket::{FLOODING, Received, Socket};
 
 /// Pause between repeated metadata.
 const STATS_EVERY: Duration = Duration::from_secs(1);
@@ -117,6 +117,10 @@ impl Conversation<'_> {
                         Received::TooLarge => {
                             let reason = format!("messages have at most {MAX_MESSAGE_BYTES} bytes");
                             return Over::Close(1009, reason);
+                        }
+                        Received::Flooding => {
+                            let (code, reason) = FLOODING;
+                            return Over::Close(code, reason.into());
                         }
                     }
                 }

@@ -22,7 +22,7 @@ use crate::hub::{End, OpenError, OutputFrame, SessionHandle};
 use crate::line::{Early, Watch, wait_for_slot};
 use crate::routes::{App, refusal};
 use crate::server::Counted;
-use crate::websocket::{Received, Socket, upgrade};
+use crate::websocket::{FLOODING, Received, Socket, upgrade};
 
 /// Time for the first event.
 const START: Duration = Duration::from_secs(10);
@@ -124,7 +124,9 @@ async fn first_event(socket: &mut Socket) -> Option<Value> {
             Received::Text(text) => text.into_bytes(),
             Received::Binary(bytes) => bytes.to_vec(),
             Received::Pong => continue,
-            Received::Closed | Received::Lost | Received::TooLarge => return None,
+            Received::Closed | Received::Lost | Received::TooLarge | Received::Flooding => {
+                return None;
+            }
         };
         return Some(serde_json::from_slice(&text).unwrap_or_default());
     }
@@ -217,6 +219,7 @@ impl Live<'_> {
                             self.send_event(error).await?;
                             return Ok((1009, "message too large"));
                         }
+                        Received::Flooding => return Ok(FLOODING),
                     };
                     if self.obey(&event).await? {
                         return self.closed("close_requested", 1000, "").await;

@@ -12,6 +12,7 @@ mod fixture;
 mod items;
 pub(crate) mod live;
 mod pace;
+mod response;
 pub(crate) mod secrets;
 mod turn;
 mod vad;
@@ -28,19 +29,19 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::audio::{AudioIn, AudioOut};
-use self::events::{Dialect, Response, Settings, id};
+use self::events::{BadSetting, Dialect, Response, Settings, id};
 use self::items::Items;
 use self::pace::Pace;
 use self::turn::{Turn, Turns};
 use self::vad::{Detector, Speech};
-use crate::auth::protocols;
+use crate::auth::{Promise, protocols};
 use crate::backend::{Card, StreamOptions};
-use crate::hub::{End, OpenError, OutputFrame, SessionHandle, SessionRequest};
+use crate::hub::{End, OpenError, SessionHandle, SessionRequest};
 use crate::line::{Early, Watch, wait_for_slot};
 use crate::routes::{App, refusal};
 use crate::scheduler::Overflow;
 use crate::server::Counted;
-use crate::websocket::{Received, Socket, upgrade};
+use crate::websocket::{FLOODING, Received, Socket, upgrade};
 
 /// Largest message of a client with a key: five minutes of samples, in base64.
 const MAX_MESSAGE_BYTES: usize = 24 << 20;
@@ -65,9 +66,16 @@ pub(crate) async fn handler(
         return refusal(StatusCode::SERVICE_UNAVAILABLE, "server_draining", &reason);
     }
     let dialect = dialect(request.headers());
+    let mut settings = Settings::new(&app.hub.card().name);
+    // It was checked when it was promised.
+    if let Some(Promise(promised)) = request.extensions().get()
+        && let Err(BadSetting(param, reason)) = settings.update(promised)
+    {
+        return refusal(StatusCode::BAD_REQUEST, "invalid_value", &format!("{param}: {reason}"));
+    }
     let most = max_message_bytes(&app);
     upgrade(&mut request, "realtime", most, move |socket| async move {
-        run(&app, socket, dialect).await;
+        run(&app, socket, dialect, settings).await;
         drop(counted);
     })
 }
@@ -97,7 +105,7 @@ pub(crate) fn session_request(protocol: &'static str) -> SessionRequest {
     }
 }
 
-async fn run(app: &App, mut socket: Socket, dialect: Dialect) {
+async fn run(app: &App, mut socket: Socket, dialect: Dialect, settings: Settings) {
     let request = session_request("realtime");
     let watch = Watch { ping_every: PING_EVERY, dead_after: DEAD_AFTER };
     let mut early = Early::default();
@@ -119,7 +127,6 @@ async fn run(app: &App, mut socket: Socket, dialect: Dialect) {
         }
     };
     let model_hz = app.hub.card().sample_rate_hz;
-    let settings = Settings::new(&app.hub.card().name);
     let session = Session {
         app,
         ears: AudioIn::new(settings.input, model_hz),
@@ -235,6 +242,10 @@ impl Session<'_> {
                             self.error("invalid_request_error", code, None, &text, None).await?;
                             return Ok((1009, text));
                         }
+                        Received::Flooding => {
+                            let (code, reason) = FLOODING;
+                            return Ok((code, reason.to_owned()));
+                        }
                     }
                 }
                 _ = tick.tick() => {
@@ -347,98 +358,6 @@ impl Session<'_> {
         Ok(())
     }
 
-    async fn open_response(&mut self, metadata: Value) -> Sent {
-        let response = Response::new(metadata);
-        let object =
-            response.json(&self.settings, self.dialect, &self.conversation, "in_progress", None);
-        let item = response.item_json(&self.settings, self.dialect, "in_progress");
-        let previous = self.items.insert(item.clone(), &Value::Null);
-        let ids = ids(&response);
-        let response_id = response.id.clone();
-        self.response = Some(response);
-        self.send("response.created", json!({ "response": object })).await?;
-        let body = json!({ "response_id": response_id, "output_index": 0, "item": item });
-        self.send("response.output_item.added", body).await?;
-        let name = match self.dialect {
-            Dialect::Current => "conversation.item.added",
-            Dialect::Beta => "conversation.item.created",
-        };
-        self.send(name, json!({ "item": item, "previous_item_id": previous })).await?;
-        let part = if self.settings.text_only {
-            json!({ "type": "text", "text": "" })
-        } else {
-            json!({ "type": "audio", "transcript": "" })
-        };
-        self.send("response.content_part.added", with(&ids, "part", part)).await
-    }
-
-    async fn speak_frame(&mut self, frame: OutputFrame) -> Sent {
-        let limit = self.settings.max_output_tokens.as_u64().unwrap_or(u64::MAX);
-        let text_only = self.settings.text_only;
-        let Some(response) = self.response.as_mut().filter(|response| !response.muted) else {
-            return Ok(());
-        };
-        response.frames += 1;
-        response.words += u64::from(!frame.text.is_empty());
-        response.transcript.push_str(&frame.text);
-        let (ids, full) = (ids(response), response.words >= limit);
-        if !text_only {
-            let delta = self.mouth.encode(&frame.pcm);
-            if !delta.is_empty() {
-                let body = with(&ids, "delta", delta.into());
-                self.send("response.output_audio.delta", body).await?;
-            }
-        }
-        if !frame.text.is_empty() {
-            let name = if text_only {
-                "response.output_text.delta"
-            } else {
-                "response.output_audio_transcript.delta"
-            };
-            self.send(name, with(&ids, "delta", frame.text.into())).await?;
-        }
-        if full {
-            self.close_response("incomplete", Some("max_output_tokens")).await?;
-        }
-        Ok(())
-    }
-
-    /// Tells the end of the response. The model may go on; what it says until its next silence
-    /// belongs to nothing then.
-    async fn close_response(&mut self, status: &'static str, reason: Option<&str>) -> Sent {
-        let Some(response) = self.response.take() else { return Ok(()) };
-        if response.muted {
-            return Ok(());
-        }
-        if self.turns.is_open() {
-            self.response = Some(Response { muted: true, ..response.clone() });
-        }
-        let ids = ids(&response);
-        let transcript = Value::from(response.transcript.clone());
-        let part = if self.settings.text_only {
-            let body = with(&ids, "text", transcript.clone());
-            self.send("response.output_text.done", body).await?;
-            json!({ "type": "text", "text": transcript })
-        } else {
-            self.send("response.output_audio.done", ids.clone()).await?;
-            let body = with(&ids, "transcript", transcript.clone());
-            self.send("response.output_audio_transcript.done", body).await?;
-            json!({ "type": "audio", "transcript": transcript })
-        };
-        self.send("response.content_part.done", with(&ids, "part", part)).await?;
-        let item = response.item_json(&self.settings, self.dialect, status);
-        let body = json!({ "response_id": response.id, "output_index": 0, "item": item });
-        self.send("response.output_item.done", body).await?;
-        let previous = self.items.replace(item.clone());
-        if self.dialect == Dialect::Current {
-            let body = json!({ "item": item, "previous_item_id": previous });
-            self.send("conversation.item.done", body).await?;
-        }
-        let object =
-            response.json(&self.settings, self.dialect, &self.conversation, status, reason);
-        self.send("response.done", json!({ "response": object })).await
-    }
-
     async fn send(&mut self, name: &'static str, mut body: Value) -> Sent {
         body["type"] = self.dialect.name(name).into();
         body["event_id"] = id("event").into();
@@ -493,19 +412,4 @@ fn farewell(end: End) -> (u16, String) {
 /// How long samples at the model's rate last.
 pub(crate) fn length(samples: &[f32], card: &Card) -> Duration {
     Duration::from_secs_f64(samples.len() as f64 / f64::from(card.sample_rate_hz))
-}
-
-fn ids(response: &Response) -> Value {
-    json!({
-        "response_id": response.id,
-        "item_id": response.item,
-        "output_index": 0,
-        "content_index": 0,
-    })
-}
-
-fn with(ids: &Value, name: &str, value: Value) -> Value {
-    let mut body = ids.clone();
-    body[name] = value;
-    body
 }

@@ -11,14 +11,14 @@ use axum::response::IntoResponse;
 use serde_json::{Value, json};
 
 use super::events::{BadSetting, Dialect, Settings};
-use crate::auth::{EPHEMERAL_KEY, TICKET_LIFE};
+use crate::auth::{EPHEMERAL_KEY, Promise, TICKET_LIFE};
 use crate::routes::{App, refusal};
 
 /// The shortest life that clients may ask for, in seconds.
 const MIN_LIFE_S: u64 = 10;
 
 /// `POST /v1/realtime/client_secrets`. The key that it gives is a ticket: it opens one connection,
-/// within a minute at most.
+/// within a minute at most, whose session begins with the settings that are sent for it.
 pub(crate) async fn handler(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
@@ -50,7 +50,8 @@ pub(crate) async fn handler(
             }
         },
     });
-    let Some(ticket) = app.auth.issue_ticket_for(life, Instant::now()) else {
+    let promise = asked.get("session").cloned().map(Promise);
+    let Some(ticket) = app.auth.issue_ticket_for(life, promise, Instant::now()) else {
         let message = "too many ephemeral keys are out; try again in a minute";
         return refusal(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
     };

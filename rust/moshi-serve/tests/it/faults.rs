@@ -1,17 +1,22 @@
 //! What strangers may do without hurting anybody else.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::{SinkExt, StreamExt};
 use moshi_core::lm::Sampling;
-use moshi_serve::ServeError;
 use moshi_serve::backend::StreamOptions;
 use moshi_serve::client::{ChatClient, ClientEvent, ClientOptions};
 use moshi_serve::hub::{End, OpenError, SessionRequest};
 use moshi_serve::scheduler::Overflow;
+use moshi_serve::{ServeError, Server};
 use moshi_wire::chat::ChatMessage;
 use moshi_wire::opus::OpusWriter;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
     Echo, FRAME, RATE_HZ, Running, closed, config, eventually, frames, greeted, heard, http,
@@ -244,6 +249,84 @@ async fn a_panic_of_the_engine_ends_everything_loudly() {
     assert!(
         ChatClient::connect(&format!("ws://{address}"), &ClientOptions::default()).await.is_err()
     );
+}
+
+/// In the environment of a process that serves and panics.
+const PANICKING: &str = "MOSHI_SERVE_TEST_PANICKING";
+/// Before the address in its output.
+const SERVING: &str = "serving on ";
+
+#[test]
+fn the_process_exits_with_an_error_after_a_panic() {
+    if std::env::var_os(PANICKING).is_some() {
+        serve_and_panic();
+    }
+    let own_name = std::thread::current().name().unwrap().to_owned();
+    let mut process = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &own_name, "--nocapture", "--test-threads=1"])
+        .env(PANICKING, "1")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    let address = lines
+        .find_map(|line| line.unwrap().split_once(SERVING).map(|(_, address)| address.to_owned()))
+        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let url = format!("ws://{address}");
+        let mut client = ChatClient::connect(&url, &ClientOptions::default()).await.unwrap();
+        greeted(&mut client).await;
+        client.send(&frames(1)[0]).await.unwrap();
+        assert_eq!(closed(&mut client).await.unwrap().0, 1011);
+    });
+    assert_eq!(process.wait().unwrap().code(), Some(3));
+}
+
+/// As `moshi-rs serve`, with an engine that is broken, and codes of its own for how it ends.
+fn serve_and_panic() -> ! {
+    let echo = Arc::new(Echo::new());
+    echo.panics.store(true, Ordering::SeqCst);
+    let server = Server::bind(config(1)).unwrap();
+    let worker = server.start(echo).unwrap();
+    println!("{SERVING}{}", server.address().unwrap());
+    std::process::exit(match server.run_until_signal(worker) {
+        Err(ServeError::Worker(_)) => 3,
+        Err(_) => 4,
+        Ok(()) => 0,
+    })
+}
+
+#[tokio::test]
+async fn pings_without_end_close_and_a_few_do_not() {
+    beside_a_witness(async |server| {
+        for (count, floods) in [(40, false), (400, true)] {
+            let stream = TcpStream::connect(server.address).await.unwrap();
+            let request = format!("ws://{}/api/chat", server.address);
+            let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+            for _ in 0..count {
+                // It may be closed by now.
+                let _ = socket.send(Message::Ping(Vec::new().into())).await;
+            }
+            let mut reason = None;
+            let mut pongs = 0;
+            while reason.is_none() && (floods || pongs < count) {
+                match socket.next().await {
+                    Some(Ok(Message::Pong(_))) => pongs += 1,
+                    Some(Ok(Message::Close(frame))) => reason = frame,
+                    Some(Ok(_)) => {}
+                    other => panic!("{other:?} after {pongs} of {count}"),
+                }
+            }
+            assert_eq!(reason.is_some(), floods, "{pongs} of {count} answered");
+            if let Some(frame) = reason {
+                assert_eq!(u16::from(frame.code), 1008);
+                assert!(frame.reason.contains("pings"), "{}", frame.reason);
+            }
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

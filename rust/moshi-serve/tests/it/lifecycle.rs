@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use moshi_serve::client::{ChatClient, ClientEvent, ClientOptions};
 use moshi_serve::{ServeConfig, ServeError};
+use sha2::{Digest, Sha256};
 
 use crate::support::{
     Echo, Running, closed, config, frames, greeted, heard, http, last_words, talk, through_opus,
@@ -170,6 +173,36 @@ async fn sessions_outlive_a_stop_in_the_state_folder_only() {
 
     let server = Running::start(&Arc::new(Echo::new()), config(1));
     let mut client = server.connect(&[("resume", &token(&metadata))]).await;
+    assert_eq!(closed(&mut client).await.unwrap().0, 1008);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_be_saved_keeps_no_other_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("state");
+    let settings = || ServeConfig { state_dir: Some(dir.clone()), ..config(2) };
+    let saved = || -> Vec<_> {
+        std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect()
+    };
+    let server = Running::start(&Arc::new(Echo::new()), settings());
+    let mut first = server.connect(&[]).await;
+    let unlucky = token(&greeted(&mut first).await);
+    talk(&mut first, &frames(1)).await;
+    let mut second = server.connect(&[]).await;
+    let lucky = token(&greeted(&mut second).await);
+    talk(&mut second, &frames(3)).await;
+    // Nothing can be put where a folder is.
+    let name = URL_SAFE_NO_PAD.encode(Sha256::digest(unlucky.as_bytes()));
+    std::fs::create_dir_all(dir.join(format!("{name}.session")).join("in the way")).unwrap();
+    server.stop().await;
+    let files = saved();
+    assert_eq!(files.len(), 2, "the folder, the other session, no half of a file: {files:?}");
+
+    let server = Running::start(&Arc::new(Echo::new()), settings());
+    let mut client = server.connect(&[("resume", &lucky)]).await;
+    assert_eq!(greeted(&mut client).await["steps"], 3);
+    let mut client = server.connect(&[("resume", &unlucky)]).await;
     assert_eq!(closed(&mut client).await.unwrap().0, 1008);
     server.stop().await;
 }

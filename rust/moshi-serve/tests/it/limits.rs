@@ -13,8 +13,9 @@ use crate::support::{Echo, FRAME, Running, config, eventually, frames, greeted, 
 
 type Socket = WebSocketStream<TcpStream>;
 
-/// Bytes that the system keeps for a client which does not read.
-const RECEIVE_BUFFER_BYTES: u32 = 4_096;
+/// Bytes that the system keeps for a client which does not read. Systems tell late that there is
+/// room again in a buffer that holds less than a packet.
+const RECEIVE_BUFFER_BYTES: u32 = 65_536;
 
 async fn connect(server: &Running, path: &str) -> Socket {
     let tcp = TcpSocket::new_v4().unwrap();

@@ -114,6 +114,12 @@ async fn an_ephemeral_key_opens_one_realtime_connection() {
     socket.read_exact(&mut start).await.unwrap();
     assert!(start.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&start));
     assert_eq!(http(server.address, "GET /v1/realtime", &ask).await.0, 401);
+    let mut created = Vec::new();
+    while !created.ends_with(b"}") {
+        assert_ne!(socket.read_buf(&mut created).await.unwrap(), 0, "closed");
+    }
+    let created = String::from_utf8_lossy(&created);
+    assert!(created.contains("session.created") && created.contains("be kind"), "{created}");
 
     let (_, answer) = http(server.address, path, &header).await;
     let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use moshi_serve::{ServeConfig, Server, Tls};
 use tokio::sync::mpsc;
@@ -52,4 +53,15 @@ async fn memory_bounds_the_number_of_sessions() {
         assert_eq!(server.hub.slots().capacity, room);
         server.stop().await;
     }
+}
+
+#[tokio::test]
+async fn sessions_are_counted_as_if_all_had_gone_on_for_long() {
+    let mut echo = Echo::new();
+    echo.full_step_time = Duration::from_millis(10);
+    let settings = ServeConfig { max_sessions: None, ..config(1) };
+    let server = Running::start(&Arc::new(echo), settings);
+    let capacity = server.hub.slots().capacity;
+    assert!((1..=6).contains(&capacity), "{capacity} of 10 ms in four fifths of a frame");
+    server.stop().await;
 }

@@ -28,6 +28,8 @@ pub(crate) struct Echo {
     pub(crate) panics: AtomicBool,
     /// Streams that may be opened, ever.
     pub(crate) room: AtomicUsize,
+    /// What a stream with a full context adds to a step.
+    pub(crate) full_step_time: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -36,6 +38,7 @@ pub(crate) struct EchoStream {
     sampling: Sampling,
     steps: u64,
     past: f32,
+    full: bool,
 }
 
 impl Echo {
@@ -55,6 +58,7 @@ impl Echo {
             step_time: Duration::ZERO,
             panics: AtomicBool::new(false),
             room: AtomicUsize::new(usize::MAX),
+            full_step_time: Duration::ZERO,
         }
     }
 
@@ -84,7 +88,12 @@ impl Backend for Echo {
         }
         let sampling = options.sampling.unwrap_or(self.card.sampling);
         let seed = options.seed.unwrap_or(1);
-        Ok(EchoStream { seed, sampling, steps: 0, past: 0.0 })
+        Ok(EchoStream { seed, sampling, steps: 0, past: 0.0, full: false })
+    }
+
+    fn fill(&self, stream: &mut EchoStream) -> Result<()> {
+        stream.full = true;
+        Ok(())
     }
 
     fn restore(&self, blob: &[u8]) -> Result<EchoStream> {
@@ -94,7 +103,13 @@ impl Backend for Echo {
             Ok(u64::from_le_bytes(bytes.try_into().map_err(|_| bad())?))
         };
         let past = f32::from_bits(word(16)? as u32);
-        Ok(EchoStream { seed: word(0)?, sampling: self.card.sampling, steps: word(8)?, past })
+        Ok(EchoStream {
+            seed: word(0)?,
+            sampling: self.card.sampling,
+            steps: word(8)?,
+            past,
+            full: false,
+        })
     }
 
     fn snapshot(&self, stream: &EchoStream) -> Result<Vec<u8>> {
@@ -104,7 +119,8 @@ impl Backend for Echo {
 
     fn step(&self, streams: &mut [&mut EchoStream], frames: &[&[f32]]) -> Result<Vec<StepOutput>> {
         assert!(!self.panics.load(Ordering::SeqCst), "a broken invariant of the test");
-        std::thread::sleep(self.step_time);
+        let full = streams.iter().filter(|stream| stream.full).count();
+        std::thread::sleep(self.step_time + self.full_step_time * full as u32);
         let step = |(stream, frame): (&mut EchoStream, &&[f32])| {
             stream.steps += 1;
             let own = (stream.seed % 100) as f32 / 1000.0;
