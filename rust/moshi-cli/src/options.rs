@@ -254,9 +254,9 @@ pub(crate) struct DeviceArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ChatArgs {
     #[command(flatten)]
-    pub(crate) devices: DeviceArgs,
-    #[command(flatten)]
     pub(crate) speech: SpeechArgs,
+    #[command(flatten)]
+    pub(crate) devices: DeviceArgs,
 }
 
 /// Which codec to use.
