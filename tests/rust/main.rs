@@ -27,6 +27,7 @@ mod in_the_box;
 mod layering;
 mod layouts;
 mod memory;
+mod packed_cache;
 mod parity;
 mod rings;
 mod snapshots;

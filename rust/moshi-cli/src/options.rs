@@ -218,6 +218,10 @@ pub(crate) struct SpeechArgs {
     /// LoRA adapter to fuse into the language model, in place of the one that the config names.
     #[arg(long, value_name = "FILE")]
     pub(crate) lora: Option<PathBuf>,
+    /// Keep packed weights in this folder, as large as the model in memory, so that the next start
+    /// is faster.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) packed_cache: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
 }
@@ -229,6 +233,7 @@ impl SpeechArgs {
             cpu_executor: self.compute.cpu_executor(),
             dtype: self.dtype.weight_type(),
             lora: self.lora.clone(),
+            packed_cache: self.packed_cache.clone(),
         }
     }
 }

@@ -80,6 +80,8 @@ pub struct LoadOptions {
     pub dtype: Option<WeightType>,
     /// Adapter to fuse into the language model, in place of the one that the config names.
     pub lora: Option<PathBuf>,
+    /// Folder in which packed weights are kept, so that the next load is faster; `None` keeps none.
+    pub packed_cache: Option<PathBuf>,
 }
 
 /// A loaded model.
@@ -177,6 +179,7 @@ impl Model {
                 Some(path) => Some(path.into()),
                 None => repo.lora_file()?,
             },
+            packed_cache: options.packed_cache.clone(),
         };
         let mimi_file = TensorFile::open(&repo.mimi_file()?)?;
         let lm_files = LmFiles::open(&repo.moshi_file()?, &config, lm_options.lora.as_ref())?;

@@ -51,7 +51,8 @@ impl LanguageModel {
         let dtype = options::dtype(dtype)?;
         let weights = hub::enter(py, None, |hub| {
             let repo = moshi_box::open_repo(path.as_deref(), hub)?;
-            let options = LmOptions { dtype, end_acts_as_padding: false, lora: repo.lora_file()? };
+            let lora = repo.lora_file()?;
+            let options = LmOptions { dtype, lora, ..LmOptions::default() };
             Weights::load(&Cpu::new(None)?, repo.moshi_file()?, &repo.config, &options)
         })?;
         Ok(Self { weights: Arc::new(weights) })

@@ -50,6 +50,8 @@ impl StreamingModel {
     ///         help, at most as many as the process may use, and gives way to other programs.
     ///         Results do not depend on it.
     ///     revision: Branch, tag or commit of a repository on the hub; None is "main".
+    ///     packed_cache: Folder in which packed weights are kept, as large as the model in memory,
+    ///         so that the next load is faster; None keeps none.
     ///
     /// Returns:
     ///     The model.
@@ -63,7 +65,7 @@ impl StreamingModel {
     #[staticmethod]
     #[pyo3(signature = (
         path_or_repo=None, *, device="auto", dtype="auto", kv_dtype="auto", seed=None,
-        threads=None, revision=None
+        threads=None, revision=None, packed_cache=None
     ))]
     #[expect(clippy::too_many_arguments, reason = "one per option of the Python API")]
     fn load(
@@ -75,6 +77,7 @@ impl StreamingModel {
         seed: Option<&Bound<'_, PyAny>>,
         threads: Option<&Bound<'_, PyAny>>,
         revision: Option<&str>,
+        packed_cache: Option<PathBuf>,
     ) -> PyResult<Self> {
         logging::install();
         options::kv_dtype(kv_dtype)?;
@@ -84,6 +87,7 @@ impl StreamingModel {
             cpu_executor: CpuExecutor::Cpu { threads },
             dtype: options::dtype(dtype)?,
             lora: None,
+            packed_cache,
         };
         let seed = options::seed(seed)?;
         let model = hub::enter(py, revision, |hub| {

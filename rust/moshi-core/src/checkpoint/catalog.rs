@@ -301,6 +301,13 @@ impl<'f> Catalog<'f> {
         Ok(bytes)
     }
 
+    /// Counts a tensor as read that nobody needs to read.
+    pub(crate) fn skip(&self, name: &str) {
+        if let Some(entry) = self.entries.get(name) {
+            self.report(entry);
+        }
+    }
+
     fn report(&self, entry: &Entry) {
         let Some(progress) = self.progress else { return };
         let bytes = entry.pieces.iter().map(|piece| match piece {

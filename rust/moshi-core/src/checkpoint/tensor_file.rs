@@ -111,6 +111,12 @@ impl TensorFile {
         self.file.path()
     }
 
+    /// When the file was last written, as text; empty for one in memory.
+    pub(crate) fn last_change(&self) -> String {
+        let time = std::fs::metadata(self.path()).and_then(|metadata| metadata.modified());
+        time.map_or_else(|_| String::new(), |time| format!("{time:?}"))
+    }
+
     /// Free-form entries of the header (`__metadata__` of safetensors).
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata

@@ -196,6 +196,26 @@ pub trait Executor: Clone + Send + Sync + 'static {
     fn weight_in(&self, matrix: HostMatrix, storage: Storage) -> Result<Option<Self::Weight>> {
         matrix.store(storage).map(|matrix| self.weight(matrix)).transpose()
     }
+    /// Name of the form of [`Executor::packed`], which changes with it; `None` where weights are kept
+    /// as they are.
+    fn packed_form(&self) -> Option<&'static str> {
+        None
+    }
+    /// A weight as bytes that [`Executor::weight_from_packed`] takes.
+    fn packed<'w>(&self, _weight: &'w Self::Weight) -> Option<&'w [u8]> {
+        None
+    }
+    /// A weight of `rows` outputs and `cols` inputs from the bytes that one of the same shape and
+    /// storage had; `None` for a wrong number of bytes.
+    fn weight_from_packed(
+        &self,
+        _storage: Storage,
+        _rows: usize,
+        _cols: usize,
+        _bytes: &[u8],
+    ) -> Result<Option<Self::Weight>> {
+        Ok(None)
+    }
     /// Stores per-channel values.
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
     /// Takes over rows to look up; codebooks that are searched are in f32.

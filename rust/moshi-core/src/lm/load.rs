@@ -1,7 +1,7 @@
 //! From canonical tensors to the language model's weights in an executor's form.
 
 use super::precision::{WeightType, storage_of};
-use crate::checkpoint::Catalog;
+use crate::checkpoint::{Catalog, PackedFile};
 use crate::config::TransformerShape;
 use crate::error::{Error, Result};
 use crate::exec::{Executor, HostMatrix, Norm, Storage};
@@ -15,24 +15,42 @@ pub(super) struct Loader<'a, E> {
     pub(super) catalog: &'a Catalog<'a>,
     /// `None` keeps what the checkpoint has.
     pub(super) dtype: Option<WeightType>,
+    /// Where weights are kept as the executor has them.
+    pub(super) packed: Option<&'a PackedFile>,
 }
 
 impl<E: Executor> Loader<'_, E> {
     /// A matrix in the storage that its role and the wanted type give it.
     pub(super) fn matrix(&self, name: &str) -> Result<HostMatrix> {
         let matrix = self.catalog.matrix(name)?;
-        let storage = self.storage(name, &matrix);
+        let storage = self.storage(name, matrix.cols);
         matrix.store(storage).ok_or_else(|| self.too_large(name))
     }
 
     pub(super) fn weight(&self, name: &str) -> Result<E::Weight> {
+        if let Some(weight) = self.kept(name)? {
+            self.catalog.skip(name);
+            return Ok(weight);
+        }
         let matrix = self.catalog.matrix(name)?;
-        let storage = self.storage(name, &matrix);
-        self.exec.weight_in(matrix, storage)?.ok_or_else(|| self.too_large(name))
+        let storage = self.storage(name, matrix.cols);
+        let weight = self.exec.weight_in(matrix, storage)?.ok_or_else(|| self.too_large(name))?;
+        if let (Some(file), Some(bytes)) = (self.packed, self.exec.packed(&weight)) {
+            file.put(name, bytes);
+        }
+        Ok(weight)
     }
 
-    fn storage(&self, name: &str, matrix: &HostMatrix) -> Storage {
-        storage_of(name, matrix.cols, self.catalog.nearest_storage(name), self.dtype)
+    /// A weight that an earlier load kept.
+    fn kept(&self, name: &str) -> Result<Option<E::Weight>> {
+        let Some(bytes) = self.packed.and_then(|file| file.get(name)) else { return Ok(None) };
+        let Some(&[rows, ref others @ ..]) = self.catalog.shape(name) else { return Ok(None) };
+        let cols = others.iter().product();
+        self.exec.weight_from_packed(self.storage(name, cols), rows, cols, bytes)
+    }
+
+    fn storage(&self, name: &str, cols: usize) -> Storage {
+        storage_of(name, cols, self.catalog.nearest_storage(name), self.dtype)
     }
 
     fn too_large(&self, name: &str) -> Error {

@@ -1,12 +1,14 @@
 //! The language model as a whole: its weights, from a checkpoint.
 
+use std::path::PathBuf;
+
 use super::conditioning::ConditionProvider;
 use super::depth::Depth;
 use super::embedding::Embedding;
 use super::files::LmFiles;
 use super::load::Loader;
 use super::precision::{Footprint, WeightType};
-use crate::checkpoint::{Catalog, Fingerprint, SourceFile, layout};
+use crate::checkpoint::{Catalog, Expected, Fingerprint, PackedFile, SourceFile, layout};
 use crate::config::{GenerationConfig, LmConfig, ModelFiles, TEXT_END_TOKEN};
 use crate::error::Result;
 use crate::exec::{Executor, Norm, Rotary};
@@ -24,6 +26,9 @@ pub struct LmOptions {
     pub end_acts_as_padding: bool,
     /// Adapter to fuse.
     pub lora: Option<SourceFile>,
+    /// Folder in which weights are kept as the executor packs them, for the next load; `None`
+    /// keeps none.
+    pub packed_cache: Option<PathBuf>,
 }
 
 /// The language model: immutable weights, shared by all streams.
@@ -76,11 +81,9 @@ impl<E: Executor> LanguageModel<E> {
         catalog.check(&expected)?;
         let Footprint { dtype, storages, .. } =
             Footprint::new(exec, catalog, &expected, options.dtype);
-        let loader = Loader { exec, catalog, dtype: options.dtype };
         let shape = &config.temporal.shape;
         let replaced =
             options.end_acts_as_padding.then_some((config.text_padding_id, TEXT_END_TOKEN));
-        let embedding = |name: &str, replaced| Embedding::load(&loader, name, replaced);
         // File names and sampling defaults change no result of a given session.
         let identity = LmConfig {
             files: ModelFiles::default(),
@@ -88,13 +91,17 @@ impl<E: Executor> LanguageModel<E> {
             ..config.clone()
         };
         let settings = format!("{identity:?} {storages:?} {replaced:?}");
+        let fingerprint = Fingerprint::of(&catalog.files(), &[&settings]);
+        let packed = packed_file(exec, catalog, &expected, fingerprint, options)?;
+        let loader = Loader { exec, catalog, dtype: options.dtype, packed: packed.as_ref() };
+        let embedding = |name: &str, replaced| Embedding::load(&loader, name, replaced);
         log::info!(
             "language model {}: weights {} on {}",
             catalog.path().display(),
             dtype.name(),
             exec.name()
         );
-        Ok(Self {
+        let model = Self {
             exec: exec.clone(),
             temporal: loader.transformer(
                 "transformer",
@@ -119,10 +126,14 @@ impl<E: Executor> LanguageModel<E> {
                 .collect::<Result<_>>()?,
             depth: Depth::load(&loader, config)?,
             dtype,
-            fingerprint: Fingerprint::of(&catalog.files(), &[&settings]),
+            fingerprint,
             config: config.clone(),
             scratch: Spare::default(),
-        })
+        };
+        if let Some(packed) = packed {
+            packed.finish();
+        }
+        Ok(model)
     }
 
     /// Lets the executor measure how to run this model best, see [`Executor::tune`].
@@ -159,4 +170,22 @@ impl<E: Executor> LanguageModel<E> {
         limits[0] = self.text_embedding.max_token();
         limits
     }
+}
+
+/// Where the packed weights of this model are or will be kept, if they are to be.
+fn packed_file<E: Executor>(
+    exec: &E,
+    catalog: &Catalog<'_>,
+    expected: &[Expected],
+    fingerprint: Fingerprint,
+    options: &LmOptions,
+) -> Result<Option<PackedFile>> {
+    let (Some(folder), Some(form)) = (&options.packed_cache, exec.packed_form()) else {
+        return Ok(None);
+    };
+    // The fingerprint knows the ends of tensors only.
+    let changed: Vec<String> = catalog.files().iter().map(|file| file.last_change()).collect();
+    let form = format!("{form} {changed:?}");
+    let names = expected.iter().map(|tensor| tensor.name.as_str());
+    PackedFile::open(folder, fingerprint, &form, names).map(Some)
 }

@@ -145,6 +145,37 @@ impl Kernels {
 }
 
 impl PackedMatrix {
+    /// Name of the form of [`PackedMatrix::packed`]: another one after every change of it.
+    pub const FORM: &str = "panels of 16, 1";
+
+    /// A matrix from the bytes that [`PackedMatrix::packed`] gave of one of this shape and packing;
+    /// `None` for a wrong number of bytes.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn from_packed(
+        (arena, pool): (&Arena, &Pool),
+        rows: usize,
+        cols: usize,
+        packing: Packing,
+        bytes: &[u8],
+    ) -> io::Result<Option<Self>> {
+        if bytes.len() != packing.bytes_of(rows, cols) {
+            return Ok(None);
+        }
+        let mut piece = arena.take(bytes.len())?;
+        let parts = Rows::new(piece.bytes_mut(), COPIED_BYTES);
+        let whole = bytes.len() / COPIED_BYTES;
+        split(pool, whole, bytes.len(), &|part| {
+            // SAFETY: every part of the bytes is one part of the work.
+            let to = unsafe { parts.row(part) };
+            to.copy_from_slice(&bytes[part * COPIED_BYTES..(part + 1) * COPIED_BYTES]);
+        });
+        let rest = whole * COPIED_BYTES;
+        piece.bytes_mut()[rest..].copy_from_slice(&bytes[rest..]);
+        Ok(Some(Self { rows, cols, packing, piece }))
+    }
+
     /// Packs a matrix `[rows, cols]`, with one thread. Blocks must be those of whole rows.
     ///
     /// # Errors
@@ -267,7 +298,12 @@ impl PackedMatrix {
 
     /// Bytes that a product reads.
     pub fn bytes(&self) -> usize {
-        self.piece.bytes().len()
+        self.packed().len()
+    }
+
+    /// The weights as they lie in memory, the same for every instruction set.
+    pub fn packed(&self) -> &[u8] {
+        self.piece.bytes()
     }
 
     /// `y = W x` for rows of floats. `y` is `[row, out]`.
@@ -282,23 +318,30 @@ impl PackedMatrix {
         y: &mut [f32],
     ) {
         let Some(rows) = self.rows_of(y) else { return };
-        let x = (x, rows, self.cols);
         let out = Outputs::new(y, self.rows, store);
         let bytes = self.piece.bytes();
-        let pairs = self.rows.div_ceil(2 * PANEL);
+        let blocks = rows.div_ceil(ROWS_OF_A_PART);
+        let units = self.rows.div_ceil(2 * PANEL) * blocks;
         let lanes = 2 * self.cols;
+        let of = |unit: usize| {
+            let (pair, block) = (unit / blocks, unit % blocks);
+            let rows = block * ROWS_OF_A_PART..((block + 1) * ROWS_OF_A_PART).min(rows);
+            (pair, (x, rows, self.cols))
+        };
         let cost = self.bytes().max(self.rows * self.cols * rows);
         match self.packing {
             Packing::F32 => {
                 let all: &[Lane32] = bytes.as_chunks().0;
-                split(pool, pairs, cost, &|pair| {
+                split(pool, units, cost, &|unit| {
+                    let (pair, x) = of(unit);
                     let lanes = &all[pair * lanes..((pair + 1) * lanes).min(all.len())];
                     dispatch!(kernels, products::float_rows(lanes, x, &out, 2 * pair));
                 });
             }
             Packing::Bf16 => {
                 let all: &[Lane16] = bytes.as_chunks().0;
-                split(pool, pairs, cost, &|pair| {
+                split(pool, units, cost, &|unit| {
+                    let (pair, x) = of(unit);
                     let lanes = &all[pair * lanes..((pair + 1) * lanes).min(all.len())];
                     dispatch!(kernels, products::half_float_rows(lanes, x, &out, 2 * pair));
                 });
@@ -369,6 +412,10 @@ pub(crate) fn split(pool: &Pool, units: usize, cost: usize, work: &(dyn Fn(usize
     });
 }
 
+/// Bytes that a part of a copy takes.
+const COPIED_BYTES: usize = 1 << 18;
+/// Rows of floats that a part of a product takes: long convolutions have few outputs and many rows.
+const ROWS_OF_A_PART: usize = 64;
 /// Below this, a thread is slower to come than the work takes.
 const LEAST_SHARED: usize = 128 << 10;
 /// More parts than threads, so that those who are late take fewer.

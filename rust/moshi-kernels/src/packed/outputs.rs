@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use super::Store;
 use super::products::PANEL;
 
-/// `[row, out]`, of which every panel is written by the one thread that computes it.
+/// `[row, out]`, of which every panel of some rows is written by the one thread that computes it.
 pub(super) struct Outputs<'a> {
     start: *mut f32,
     width: usize,
@@ -14,7 +14,7 @@ pub(super) struct Outputs<'a> {
     _borrowed: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: panels are columns of their own, and each is computed by one part of the work.
+// SAFETY: panels are columns of their own, and some rows of one are computed by one part of the work.
 unsafe impl Send for Outputs<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Outputs<'_> {}
@@ -36,8 +36,8 @@ impl<'a> Outputs<'a> {
         let count = PANEL.min(self.width - start);
         assert!(first + values.len() <= self.rows, "rows of this product");
         for (row, values) in (first..).zip(values) {
-            // SAFETY: inside the output, whose borrow this value holds; no other thread has this
-            // panel.
+            // SAFETY: inside the output, whose borrow this value holds; no other thread has these
+            // rows of the panel.
             let y = unsafe {
                 std::slice::from_raw_parts_mut(self.start.add(row * self.width + start), count)
             };

@@ -7,6 +7,8 @@
     reason = "compiled for the instruction set of the caller only where it is inlined"
 )]
 
+use std::ops::Range;
+
 use super::activations::{Block, Quantised};
 use super::lanes;
 use super::outputs::Outputs;
@@ -100,13 +102,13 @@ macro_rules! rows_of_blocks {
     };
 }
 
-/// Two panels, or the last one, times all rows.
+/// Two panels, or the last one, times some rows.
 macro_rules! rows_of_floats {
     ($name:ident, $kernel:ident, $lane:ty, $(#[$features:meta])?) => {
         $(#[$features])?
         pub(crate) fn $name(
             lanes: &[$lane],
-            (x, rows, width): (FloatRows<'_>, usize, usize),
+            (x, rows, width): (FloatRows<'_>, Range<usize>, usize),
             out: &Outputs<'_>,
             panel: usize,
         ) {
@@ -124,9 +126,9 @@ macro_rules! rows_of_floats {
                     $first += $rows;
                 }};
             }
-            let mut first = 0;
-            while first < rows {
-                let left = rows - first;
+            let mut first = rows.start;
+            while first < rows.end {
+                let left = rows.end - first;
                 if left >= FLOAT_ROWS {
                     step!(FLOAT_ROWS, first)
                 } else if left >= 4 {
@@ -224,8 +226,8 @@ macro_rules! kernels {
                 mul, splat, start_4, start_8, store, to_float,
             };
             use super::{
-                BLOCK, Block, FloatRows, Lane16, Lane32, Out, Outputs, PANEL, Quantised, Tile4,
-                Tile4Affine, Tile8, part,
+                BLOCK, Block, FloatRows, Lane16, Lane32, Out, Outputs, PANEL, Quantised, Range,
+                Tile4, Tile4Affine, Tile8, part,
             };
 
             rows_of_blocks!(eight_bits_rows, eight_bits, Tile8, $(#[$features])?);

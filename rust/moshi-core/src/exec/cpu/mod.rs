@@ -194,6 +194,25 @@ impl Executor for Cpu {
         }
     }
 
+    fn packed_form(&self) -> Option<&'static str> {
+        Some(PackedMatrix::FORM)
+    }
+
+    fn packed<'w>(&self, weight: &'w PackedMatrix) -> Option<&'w [u8]> {
+        Some(weight.packed())
+    }
+
+    fn weight_from_packed(
+        &self,
+        storage: Storage,
+        rows: usize,
+        cols: usize,
+        bytes: &[u8],
+    ) -> Result<Option<PackedMatrix>> {
+        PackedMatrix::from_packed(self.packer(), rows, cols, packing(storage), bytes)
+            .map_err(|e| no_memory(&e))
+    }
+
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
         Ok(values)
     }
