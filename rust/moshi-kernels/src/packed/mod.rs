@@ -406,7 +406,8 @@ pub(crate) fn split(pool: &Pool, units: usize, cost: usize, work: &(dyn Fn(usize
         (0..units).for_each(work);
         return;
     }
-    let parts = (PARTS_PER_THREAD * pool.threads()).min(units);
+    let most = PARTS_PER_THREAD * pool.threads();
+    let parts = (cost / LEAST_PART).clamp(pool.threads(), most).min(units);
     pool.run(parts, &|part| {
         (units * part / parts..units * (part + 1) / parts).for_each(work);
     });
@@ -418,5 +419,7 @@ const COPIED_BYTES: usize = 1 << 18;
 const ROWS_OF_A_PART: usize = 64;
 /// Below this, a thread is slower to come than the work takes.
 const LEAST_SHARED: usize = 128 << 10;
-/// More parts than threads, so that those who are late take fewer.
-const PARTS_PER_THREAD: usize = 4;
+/// More parts than threads, so that those who are late take fewer, and wait for little at the end.
+const PARTS_PER_THREAD: usize = 16;
+/// Below this, taking a part costs as much as working on it.
+const LEAST_PART: usize = 32 << 10;

@@ -111,21 +111,23 @@ fn few_bits_give_the_same_bits_on_every_instruction_set() {
 #[test]
 fn a_row_does_not_depend_on_its_neighbours_nor_on_threads() {
     let arena = Arena::default();
-    let (rows, cols, m) = (2048, 96, 11);
-    let x = noise(m * cols, 5);
-    stored(rows, cols, |name, matrix, _| {
-        let packed = PackedMatrix::pack(&arena, rows, cols, matrix).unwrap();
-        let (one, three) = (Pool::new(1), Pool::new(3));
-        for kernels in variants() {
-            let mut together = vec![0.0; m * rows];
-            product(&packed, (kernels, &three), &x, Store::Set(None), &mut together);
-            for (x, together) in x.chunks(cols).zip(together.chunks(rows)) {
-                let mut alone = vec![0.0; rows];
-                product(&packed, (kernels, &one), x, Store::Set(None), &mut alone);
-                assert!(alone == together, "{name} on {kernels:?}");
+    // Many outputs for some rows, few outputs for many rows.
+    for (rows, cols, m) in [(2048, 96, 11), (40, 96, 203)] {
+        let x = noise(m * cols, 5);
+        stored(rows, cols, |name, matrix, _| {
+            let packed = PackedMatrix::pack(&arena, rows, cols, matrix).unwrap();
+            let (one, three) = (Pool::new(1), Pool::new(3));
+            for kernels in variants() {
+                let mut together = vec![f32::NAN; m * rows];
+                product(&packed, (kernels, &three), &x, Store::Set(None), &mut together);
+                for (x, together) in x.chunks(cols).zip(together.chunks(rows)) {
+                    let mut alone = vec![0.0; rows];
+                    product(&packed, (kernels, &one), x, Store::Set(None), &mut alone);
+                    assert!(alone == together, "{name} on {kernels:?}, {rows} x {m}");
+                }
             }
-        }
-    });
+        });
+    }
 }
 
 #[test]
