@@ -30,6 +30,8 @@ FRAME_BYTES = 2 * 1920
 AUDIO, METADATA = 1, 4
 # Longer than the server waits for a peer that does not take what it is sent.
 DEAF_S = 12
+# The model in the box remembers 20 s.
+LONG_S = 80
 GRACE_S = 5
 WARM_UP = 0.2
 MAX_SLOPE_KB = 1.0
@@ -97,9 +99,9 @@ class Soak:
         return None if closed else token
 
     async def polite(self, http) -> None:
-        """Says goodbye after a while."""
+        """Says goodbye after a while, which may be several contexts of the model in the box."""
         socket = await self.connect(http)
-        await self.talk(socket, self.random.uniform(1, 40))
+        await self.talk(socket, self.random.uniform(1, LONG_S))
         await socket.close()
 
     async def lost(self, http) -> None:
