@@ -5,7 +5,7 @@ use std::path::Path;
 use moshi_cli::verify::{CaseReport, Measure, verify_case};
 use moshi_core::checkpoint::TensorFile;
 use moshi_core::config::MimiConfig;
-use moshi_core::exec::Executor;
+use moshi_core::exec::{Cpu, Executor, Isa};
 use moshi_core::mimi::{Mimi, MimiOptions};
 use safetensors::Dtype;
 use tempfile::TempDir;
@@ -56,6 +56,13 @@ fn every_case_passes<E: Executor>(exec: &E) {
             report.checks.iter().filter(|c| !c.passed).map(ToString::to_string).collect();
         assert!(failed.is_empty() && report.passed(), "{name}: {failed:#?}");
         assert_eq!((report.checks.len(), compared(&report)), (checks, comparisons), "{name}");
+    }
+}
+
+#[test]
+fn every_case_passes_on_every_instruction_set() {
+    for isa in Isa::available() {
+        every_case_passes(&Cpu::with(isa, Some(2)).unwrap());
     }
 }
 

@@ -23,6 +23,7 @@ pub use self::cpu::Cpu;
 pub use self::host::{HostMatrix, HostValues, Storage};
 pub use self::plan::{AttentionPlan, Rotary, RotaryStyle};
 pub use self::scalar::Scalar;
+pub use moshi_kernels::isa::Isa;
 pub use moshi_kernels::scalar::{BlockFormat, Heads};
 
 use std::borrow::Cow;
