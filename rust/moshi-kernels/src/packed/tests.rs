@@ -214,8 +214,7 @@ fn few_bits_stay_near_the_product_of_floats() {
         let on = (kernels, &pool);
         for (format, limit) in [
             (BlockFormat::Q8_0, 0.005),
-            // Signed values leave one of 16 levels of a block unused.
-            (BlockFormat::Q4_0, 0.09),
+            (BlockFormat::Q4_0, 0.07),
             (BlockFormat::Q4_1, 0.07),
         ] {
             let bytes = format.encode(&w).unwrap();
