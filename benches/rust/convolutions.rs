@@ -115,7 +115,7 @@ impl Packed {
 #[cfg(test)]
 mod tests {
     use moshi_core::exec::Scalar;
-    use moshi_core::mimi::MimiTraffic;
+    use moshi_core::mimi::{MimiMode, MimiTraffic};
     use moshi_kernels::isa::Isa;
 
     use super::*;
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn most_of_the_codec_is_here() {
         let config = MimiConfig::default();
-        let traffic = MimiTraffic::of(&Scalar, &config, 8);
+        let traffic = MimiTraffic::of(&Scalar, &config, 8, MimiMode::Exact);
         let whole = traffic.encode.multiplications + traffic.decode.multiplications;
         let ours: usize = convolutions(&config).iter().map(Convolution::multiplications).sum();
         let share = ours as f64 / whole as f64;

@@ -45,6 +45,7 @@ class StreamingModel:
         seed: int | None = None,
         threads: int | None = None,
         revision: str | None = None,
+        codec: Literal["exact", "fast"] = "exact",
         packed_cache: _Path | None = None,
     ) -> StreamingModel: ...
     def step(self, frame: _Samples) -> _Output: ...

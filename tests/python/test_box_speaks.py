@@ -45,7 +45,15 @@ def channel(recording: str) -> tuple[NDArray[np.float32], int]:
 def test_it_greets_waits_and_answers(
     recording: str, dtype: Literal["f32", "bf16", "q8", "q4"]
 ) -> None:
-    model = moshi_rs.StreamingModel.load(dtype=dtype)
+    converse(moshi_rs.StreamingModel.load(dtype=dtype), recording)
+
+
+def test_it_does_so_with_a_fast_codec() -> None:
+    for recording in ANSWERS:
+        converse(moshi_rs.StreamingModel.load(dtype="q8", codec="fast"), recording)
+
+
+def converse(model: moshi_rs.StreamingModel, recording: str) -> None:
     session = model.new_session(seed=1, temperature=0.0, text_temperature=0.0)
     sound, asked = channel(recording)
     steps = [session.step(frame) for frame in sound.reshape(-1, model.frame_size)]

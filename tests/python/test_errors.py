@@ -49,6 +49,7 @@ def test_the_model_in_the_box_has_no_revisions() -> None:
         ({"device": "tpu"}, 'device is "tpu"'),
         ({"dtype": "f64"}, 'one of "auto", "f32", "bf16"'),
         ({"kv_dtype": "bf16"}, "kv_dtype"),
+        ({"codec": "quick"}, "codec"),
         ({"revision": "main"}, "only a hub has revisions"),
     ],
 )

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moshi_core::lm::WeightType;
+use moshi_core::mimi::MimiMode;
 use moshi_core::{CpuExecutor, Device, LoadOptions};
 
 use crate::serve_options::{ClientArgs, LoadtestArgs, ServeArgs};
@@ -143,6 +144,31 @@ impl DtypeArg {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModeArg {
+    /// 32-bit floats: codes are those of the original.
+    Exact,
+    /// 16-bit brain floats.
+    Fast,
+}
+
+impl ModeArg {
+    pub(crate) fn mode(self) -> MimiMode {
+        match self {
+            Self::Exact => MimiMode::Exact,
+            Self::Fast => MimiMode::Fast,
+        }
+    }
+
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Fast => "fast",
+        }
+    }
+}
+
 impl ComputeArgs {
     pub(crate) fn device(&self) -> Device {
         match self.device {
@@ -218,6 +244,10 @@ pub(crate) struct SpeechArgs {
     /// LoRA adapter to fuse into the language model, in place of the one that the config names.
     #[arg(long, value_name = "FILE")]
     pub(crate) lora: Option<PathBuf>,
+    /// Weights of the codec: exact keeps f32, fast bf16, of which a frame reads half as much; few
+    /// codes differ.
+    #[arg(long, value_enum, default_value_t = ModeArg::Exact)]
+    pub(crate) codec: ModeArg,
     /// Keep packed weights in this folder, as large as the model in memory, so that the next start
     /// is faster.
     #[arg(long, value_name = "FOLDER")]
@@ -233,6 +263,7 @@ impl SpeechArgs {
             cpu_executor: self.compute.cpu_executor(),
             dtype: self.dtype.weight_type(),
             lora: self.lora.clone(),
+            codec: self.codec.mode(),
             packed_cache: self.packed_cache.clone(),
         }
     }
@@ -342,6 +373,9 @@ pub(crate) struct BenchArgs {
     /// Type of the language model's weights in memory.
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub(crate) dtype: DtypeArg,
+    /// Weights of the codec: exact keeps f32, fast bf16.
+    #[arg(long, value_enum, default_value_t = ModeArg::Exact)]
+    pub(crate) codec: ModeArg,
     /// Sessions stepped as one batch.
     #[arg(long, default_value_t = 1, value_parser = sessions)]
     pub(crate) sessions: usize,

@@ -12,7 +12,7 @@ use crate::engine::{Engine, Frame, SpeechEngine, default_conditions};
 use crate::error::{Error, Result};
 use crate::exec::Executor;
 use crate::lm::{Conditions, LanguageModel, LmFiles, LmMemory, LmOptions, Sampling, WeightType};
-use crate::mimi::{Mimi, MimiMemory, MimiOptions, MimiParts};
+use crate::mimi::{Mimi, MimiMemory, MimiMode, MimiOptions, MimiParts};
 use crate::scratch::{Scratch, Spare, Taken};
 use crate::text::Tokenizer;
 use crate::with_executor;
@@ -80,6 +80,8 @@ pub struct LoadOptions {
     pub dtype: Option<WeightType>,
     /// Adapter to fuse into the language model, in place of the one that the config names.
     pub lora: Option<PathBuf>,
+    /// Storage of the codec's weights.
+    pub codec: MimiMode,
     /// Folder in which packed weights are kept, so that the next load is faster; `None` keeps none.
     pub packed_cache: Option<PathBuf>,
 }
@@ -170,6 +172,7 @@ impl Model {
         let mimi_options = MimiOptions {
             num_codebooks: config.codec_codebooks(),
             parts: if config.num_generated == 0 { MimiParts::Encoder } else { MimiParts::Both },
+            mode: options.codec,
             ..MimiOptions::default()
         };
         let lm_options = LmOptions {

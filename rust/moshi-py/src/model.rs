@@ -50,6 +50,8 @@ impl StreamingModel {
     ///         help, at most as many as the process may use, and gives way to other programs.
     ///         Results do not depend on it.
     ///     revision: Branch, tag or commit of a repository on the hub; None is "main".
+    ///     codec: Storage of the codec's weights: "exact" keeps f32; "fast" keeps bf16, of which a
+    ///         frame reads half as much, and few codes differ.
     ///     packed_cache: Folder in which packed weights are kept, as large as the model in memory,
     ///         so that the next load is faster; None keeps none.
     ///
@@ -65,7 +67,7 @@ impl StreamingModel {
     #[staticmethod]
     #[pyo3(signature = (
         path_or_repo=None, *, device="auto", dtype="auto", kv_dtype="auto", seed=None,
-        threads=None, revision=None, packed_cache=None
+        threads=None, revision=None, codec="exact", packed_cache=None
     ))]
     #[expect(clippy::too_many_arguments, reason = "one per option of the Python API")]
     fn load(
@@ -77,6 +79,7 @@ impl StreamingModel {
         seed: Option<&Bound<'_, PyAny>>,
         threads: Option<&Bound<'_, PyAny>>,
         revision: Option<&str>,
+        codec: &str,
         packed_cache: Option<PathBuf>,
     ) -> PyResult<Self> {
         logging::install();
@@ -87,6 +90,7 @@ impl StreamingModel {
             cpu_executor: CpuExecutor::Cpu { threads },
             dtype: options::dtype(dtype)?,
             lora: None,
+            codec: options::codec_mode("codec", codec)?,
             packed_cache,
         };
         let seed = options::seed(seed)?;

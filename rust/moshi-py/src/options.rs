@@ -65,6 +65,15 @@ pub(crate) fn threads(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<usize
     }
 }
 
+/// Storage of the codec's weights, as the argument `name`.
+pub(crate) fn codec_mode(name: &'static str, value: &str) -> PyResult<MimiMode> {
+    match value {
+        "exact" => Ok(MimiMode::Exact),
+        "fast" => Ok(MimiMode::Fast),
+        _ => Err(errors::option(name, quoted(value), r#"one of "exact", "fast""#)),
+    }
+}
+
 /// Codec options.
 pub(crate) fn mimi(
     num_codebooks: &Bound<'_, PyAny>,
@@ -72,11 +81,7 @@ pub(crate) fn mimi(
     window: &Bound<'_, PyAny>,
     parts: &str,
 ) -> PyResult<MimiOptions> {
-    let mode = match mode {
-        "exact" => MimiMode::Exact,
-        "fast" => MimiMode::Fast,
-        _ => return Err(errors::option("mode", quoted(mode), r#"one of "exact", "fast""#)),
-    };
+    let mode = codec_mode("mode", mode)?;
     let parts = match parts {
         "both" => MimiParts::Both,
         "encoder" => MimiParts::Encoder,

@@ -8,7 +8,7 @@ use moshi_core::checkpoint::layout;
 use moshi_core::config::{LmConfig, MimiConfig};
 use moshi_core::exec::{Cpu, Storage};
 use moshi_core::lm::{LmTraffic, WeightType};
-use moshi_core::mimi::MimiTraffic;
+use moshi_core::mimi::{MimiMode, MimiTraffic};
 use moshi_core::stages::Traffic;
 use moshi_kernels::isa::Isa;
 use moshi_kernels::measure::flops_per_second;
@@ -100,7 +100,7 @@ fn predictions(exec: &Cpu, rates: &[(usize, f64)], flops: f64) -> Vec<Prediction
         .map(|(model, config, dtype)| {
             let widths = layout::first_gated_widths(&config);
             let lm = LmTraffic::of(exec, &config, widths, Storage::Bf16, Some(dtype));
-            let codec = MimiTraffic::of(exec, &mimi, config.codec_codebooks());
+            let codec = MimiTraffic::of(exec, &mimi, config.codec_codebooks(), MimiMode::Exact);
             let mut all = Traffic::default();
             let (hears, speaks) = (config.num_user_codebooks() > 0, config.num_generated > 0);
             let mut codec_operations = 0.0;

@@ -1,5 +1,6 @@
 //! What a frame of the codec reads, computed from its config.
 
+use super::MimiMode;
 use crate::checkpoint::layout;
 use crate::config::MimiConfig;
 use crate::exec::{Executor, KeyStorage, Storage};
@@ -16,13 +17,20 @@ pub struct MimiTraffic {
 
 impl MimiTraffic {
     /// Traffic of a codec that is run with `num_codebooks` codebooks.
-    pub fn of<E: Executor>(exec: &E, config: &MimiConfig, num_codebooks: usize) -> Self {
+    pub fn of<E: Executor>(
+        exec: &E,
+        config: &MimiConfig,
+        num_codebooks: usize,
+        mode: MimiMode,
+    ) -> Self {
+        let matrix = mode.storage().bytes_of(1, 1);
         let mut traffic = Self::default();
         for tensor in layout::mimi(config) {
             let name = tensor.name.as_str();
             let shape = &tensor.shapes[0];
             let values: u64 = shape.iter().map(|&size| size as u64).product();
-            let bytes = values * size_of::<f32>() as u64;
+            let value_bytes = if shape.len() > 1 { matrix } else { size_of::<f32>() as u64 };
+            let bytes = values * value_bytes;
             if let Some(side) = name.strip_prefix("quantizer.") {
                 traffic.add_quantiser(side, shape, num_codebooks);
                 continue;
@@ -94,7 +102,7 @@ mod tests {
     /// Millions of multiplications and of weights per frame of the public codec.
     #[test]
     fn the_public_codec_has_its_known_cost() {
-        let traffic = MimiTraffic::of(&Scalar, &MimiConfig::default(), 8);
+        let traffic = MimiTraffic::of(&Scalar, &MimiConfig::default(), 8, MimiMode::Exact);
         let close = |got: u64, expected: f64| {
             let got = got as f64 / 1e6;
             assert!((got - expected).abs() < 0.01 * expected, "{got} against {expected}");
@@ -108,7 +116,8 @@ mod tests {
 
     #[test]
     fn more_codebooks_are_searched_longer() {
-        let of = |count| MimiTraffic::of(&Scalar, &MimiConfig::default(), count).encode;
+        let of =
+            |count| MimiTraffic::of(&Scalar, &MimiConfig::default(), count, MimiMode::Exact).encode;
         let more = of(32).multiplications - of(8).multiplications;
         assert_eq!(more, 24 * 2048 * 256);
     }

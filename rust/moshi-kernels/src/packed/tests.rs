@@ -212,11 +212,9 @@ fn few_bits_stay_near_the_product_of_floats() {
     let (w, x) = (noise(rows * cols, 11), noise(cols, 12));
     for kernels in variants() {
         let on = (kernels, &pool);
-        for (format, limit) in [
-            (BlockFormat::Q8_0, 0.005),
-            (BlockFormat::Q4_0, 0.07),
-            (BlockFormat::Q4_1, 0.07),
-        ] {
+        for (format, limit) in
+            [(BlockFormat::Q8_0, 0.005), (BlockFormat::Q4_0, 0.07), (BlockFormat::Q4_1, 0.07)]
+        {
             let bytes = format.encode(&w).unwrap();
             let mut reference = w.clone();
             if format == BlockFormat::Q8_0 {

@@ -26,9 +26,10 @@ impl Report<'_> {
         let (run, subject) = (self.run, &self.run.subject);
         let weights = if subject.random { ", random weights" } else { "" };
         line(format_args!(
-            "{}{weights}: {}, {} on {}, loaded in {:.1} s",
+            "{}{weights}: {}, codec {}, {} on {}, loaded in {:.1} s",
             subject.name,
             subject.dtype,
+            self.args.codec.name(),
             plural(self.args.sessions, "session"),
             subject.executor,
             subject.load_seconds
@@ -103,6 +104,7 @@ impl Report<'_> {
             "model": subject.name,
             "random_weights": subject.random,
             "dtype": subject.dtype,
+            "codec": self.args.codec.name(),
             "executor": subject.executor,
             "threads": self.threads,
             "sessions": self.args.sessions,

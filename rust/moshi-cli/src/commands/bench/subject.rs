@@ -108,9 +108,11 @@ impl Subject {
             (true, false) => MimiParts::Encoder,
             (false, _) => MimiParts::Decoder,
         };
+        let mode = args.codec.mode();
         let mimi_options = MimiOptions {
             num_codebooks: config.codec_codebooks(),
             parts,
+            mode,
             ..MimiOptions::default()
         };
         let dtype = args.dtype.weight_type();
@@ -121,7 +123,7 @@ impl Subject {
         let widths = layout::gated_widths_of(lm, config);
         let stored = lm.nearest_storage("transformer.layers.0.gating.linear_in.weight");
         let lm_traffic = LmTraffic::of(exec, config, widths, stored, dtype);
-        let codec = MimiTraffic::of(exec, mimi_config, config.codec_codebooks());
+        let codec = MimiTraffic::of(exec, mimi_config, config.codec_codebooks(), mode);
         let mimi = Mimi::from_catalog(exec, mimi, mimi_config, &mimi_options)?;
         let lm = LanguageModel::from_catalog(exec, lm, config, &options)?;
         let used = |part: Traffic, used: bool| if used { part } else { Traffic::default() };
