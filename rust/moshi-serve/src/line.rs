@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, interval};
 
 use crate::hub::{Hub, OpenError, SessionHandle, SessionRequest};
-use crate::websocket::{Received, Socket};
+use crate::websocket::{FLOODING, Received, Socket};
 
 /// Bytes of messages that are kept until there is a slot. The message that passes them is the last
 /// one that is read.
@@ -48,7 +48,7 @@ impl Early {
 }
 
 /// Opens a conversation. Messages that come meanwhile go to `hear`, until it says that it takes no
-/// more. `None` when the client left.
+/// more. `None` when the client left, or was told to.
 pub(crate) async fn wait_for_slot(
     hub: &Hub,
     socket: &mut Socket,
@@ -68,10 +68,16 @@ pub(crate) async fn wait_for_slot(
             received = socket.receive(), if listens => {
                 alive = Instant::now();
                 match received {
-                    Received::Closed
-                    | Received::Lost
-                    | Received::TooLarge
-                    | Received::Flooding => return None,
+                    Received::Closed | Received::Lost => return None,
+                    Received::TooLarge => {
+                        socket.say_goodbye(1009, "message too large").await;
+                        return None;
+                    }
+                    Received::Flooding => {
+                        let (code, reason) = FLOODING;
+                        socket.say_goodbye(code, reason).await;
+                        return None;
+                    }
                     Received::Pong => {}
                     message => listens = hear(message),
                 }

@@ -133,6 +133,11 @@ impl Socket {
     /// Says why, and closes. What a peer is still sending is thrown away for a moment: an answer to
     /// unread bytes is a reset, which would overtake the reason.
     pub(crate) async fn close(mut self, code: u16, reason: &str) {
+        self.say_goodbye(code, reason).await;
+    }
+
+    /// As [`Socket::close`], for one that is borrowed: nothing is to be sent after it.
+    pub(crate) async fn say_goodbye(&mut self, code: u16, reason: &str) {
         let mut end = reason.len().min(MAX_REASON_BYTES);
         while !reason.is_char_boundary(end) {
             end -= 1;

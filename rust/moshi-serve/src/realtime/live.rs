@@ -124,7 +124,14 @@ async fn first_event(socket: &mut Socket) -> Option<Value> {
             Received::Text(text) => text.into_bytes(),
             Received::Binary(bytes) => bytes.to_vec(),
             Received::Pong => continue,
-            Received::Closed | Received::Lost | Received::TooLarge | Received::Flooding => {
+            Received::Closed | Received::Lost => return None,
+            Received::TooLarge => {
+                socket.say_goodbye(1009, "message too large").await;
+                return None;
+            }
+            Received::Flooding => {
+                let (code, reason) = FLOODING;
+                socket.say_goodbye(code, reason).await;
                 return None;
             }
         };
