@@ -110,7 +110,7 @@ async def talk(devtools, address, folder, allow):
         dropped_at_first = None
         for _ in range(SECONDS * 5):
             await asyncio.sleep(0.2)
-            if dropped_at_first is None and await page.text("fact-latency") != "–":
+            if dropped_at_first is None and (await page.text("fact-latency")).endswith("ms"):
                 await asyncio.sleep(1)
                 dropped_at_first = await page.text("fact-dropped")
             if not allow and await page.evaluate("!document.getElementById('problem').hidden"):

@@ -58,9 +58,9 @@ impl PackedFile {
         names: impl Iterator<Item = &'n str>,
     ) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
-        let name = Sha256::new().chain_update(identity.bytes()).chain_update(form).finalize();
-        let name: String = name[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        let path = folder.join(format!("{name}.{EXTENSION}"));
+        let hash = Sha256::new().chain_update(identity.bytes()).chain_update(form).finalize();
+        let name = hash.iter().take(16).fold(0u128, |name, &byte| name << 8 | u128::from(byte));
+        let path = folder.join(format!("{name:032x}.{EXTENSION}"));
         let found = match TensorFile::open(path.as_path()) {
             Ok(file) => Some(file),
             Err(Error::NotFound { .. }) => None,

@@ -285,6 +285,7 @@ fn the_process_exits_with_an_error_after_a_panic() {
 }
 
 /// As `moshi-rs serve`, with an engine that is broken, and codes of its own for how it ends.
+#[allow(clippy::print_stdout, clippy::exit, reason = "a process of its own")]
 fn serve_and_panic() -> ! {
     let echo = Arc::new(Echo::new());
     echo.panics.store(true, Ordering::SeqCst);
