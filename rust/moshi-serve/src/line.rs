@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, interval};
 
 use crate::hub::{Hub, OpenError, SessionHandle, SessionRequest};
-use crate::websocket::{FLOODING, Received, Socket};
+use crate::websocket::{Received, Socket};
 
 /// Bytes of messages that are kept until there is a slot. The message that passes them is the last
 /// one that is read.
@@ -69,13 +69,8 @@ pub(crate) async fn wait_for_slot(
                 alive = Instant::now();
                 match received {
                     Received::Closed | Received::Lost => return None,
-                    Received::TooLarge => {
-                        socket.say_goodbye(1009, "message too large").await;
-                        return None;
-                    }
-                    Received::Flooding => {
-                        let (code, reason) = FLOODING;
-                        socket.say_goodbye(code, reason).await;
+                    Received::Misuse(misuse) => {
+                        socket.refuse(misuse).await;
                         return None;
                     }
                     Received::Pong => {}

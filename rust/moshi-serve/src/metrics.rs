@@ -1,7 +1,9 @@
 //! Counters and histograms of the daemon. All names are here; none has a label that tells callers
 //! apart.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
+use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -12,6 +14,8 @@ use prometheus_client::registry::{Registry, Unit};
 
 /// Media type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Media type of [`Metrics::classic_text`].
+pub const CLASSIC_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -37,8 +41,8 @@ pub struct Metrics {
     pub late_steps: Counter,
     /// Seconds from a frame's arrival to its result.
     pub frame_seconds: Histogram,
-    /// Milliseconds that the slowest conversation's input is ahead of the model.
-    pub lag_ms: Gauge,
+    /// Seconds that the slowest conversation's input is ahead of the model.
+    pub lag: Gauge<f64, AtomicU64>,
     /// Input frames dropped because the model was behind.
     pub dropped_frames: Counter,
     /// Conversations closed because their client did not read.
@@ -73,7 +77,7 @@ impl Metrics {
             frame_seconds: Histogram::new([
                 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.24, 0.32,
             ]),
-            lag_ms: Gauge::default(),
+            lag: Gauge::default(),
             dropped_frames: Counter::default(),
             slow_readers: Counter::default(),
             damaged: Counter::default(),
@@ -106,7 +110,8 @@ impl Metrics {
             seconds,
             frames,
         );
-        r.register("lag_ms", "Largest lead of the input over the model", metrics.lag_ms.clone());
+        let lag = metrics.lag.clone();
+        r.register_with_unit("lag", "Largest lead of the input over the model", Unit::Seconds, lag);
         let dropped = metrics.dropped_frames.clone();
         r.register("input_dropped_frames", "Input frames dropped for lag", dropped);
         r.register(
@@ -117,6 +122,31 @@ impl Metrics {
         r.register("damaged_input", "Damaged packets and messages", metrics.damaged.clone());
         r.register("payload_bytes", "Payload by direction", metrics.bytes.clone());
         Self { registry, ..metrics }
+    }
+
+    /// The exposition in the older text format, for whoever does not ask for OpenMetrics: counters
+    /// are called by their samples there, and units and the end are no comments.
+    pub fn classic_text(&self) -> String {
+        let text = self.text();
+        let counters: HashSet<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+            .collect();
+        let mut classic = String::with_capacity(text.len());
+        for line in text.lines() {
+            let mut words = line.splitn(4, ' ');
+            match (words.next(), words.next(), words.next(), words.next()) {
+                (Some("#"), Some("UNIT" | "EOF"), ..) => continue,
+                (Some("#"), Some(kind), Some(name), Some(rest)) if counters.contains(name) => {
+                    let _ = writeln!(classic, "# {kind} {name}_total {rest}");
+                }
+                _ => {
+                    classic.push_str(line);
+                    classic.push('\n');
+                }
+            }
+        }
+        classic
     }
 
     /// The exposition, in OpenMetrics text.
@@ -145,10 +175,20 @@ mod tests {
             "moshi_sessions_total{protocol=\"chat\"} 1",
             "moshi_step_seconds_bucket{le=\"0.01\"} 1",
             "moshi_input_dropped_frames_total 0",
-            "moshi_lag_ms 0",
+            "moshi_lag_seconds 0.0",
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
+        let classic = metrics.classic_text();
+        for line in [
+            "# TYPE moshi_sessions_total counter",
+            "moshi_sessions_total{protocol=\"chat\"} 1",
+            "# TYPE moshi_lag_seconds gauge",
+            "moshi_lag_seconds 0.0",
+        ] {
+            assert!(classic.lines().any(|l| l == line), "{line} is not in\n{classic}");
+        }
+        assert!(!classic.contains("# UNIT") && !classic.contains("# EOF"), "{classic}");
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::IntoResponse;
@@ -17,6 +17,9 @@ use tokio::sync::watch;
 use crate::auth::{Admission, Auth, Origins, TICKET_LIFE};
 use crate::hub::{Hub, Readiness};
 use crate::{chat, metrics, realtime, web};
+
+/// Begins the media types of the newer form of metrics.
+const OPEN_METRICS: &str = "application/openmetrics-text";
 
 /// What every request may need.
 pub(crate) struct App {
@@ -139,8 +142,15 @@ async fn ready(State(app): State<Arc<App>>) -> Response<Body> {
     (status, axum::Json(json!({ "status": name, "models": models }))).into_response()
 }
 
-async fn metrics_text(State(app): State<Arc<App>>) -> Response<Body> {
-    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], app.hub.metrics_text()).into_response()
+async fn metrics_text(State(app): State<Arc<App>>, headers: HeaderMap) -> Response<Body> {
+    let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut accepted = accepted.flat_map(|value| value.split(','));
+    let (kind, text) = if accepted.any(|kind| kind.trim().starts_with(OPEN_METRICS)) {
+        (metrics::CONTENT_TYPE, app.hub.metrics_text())
+    } else {
+        (metrics::CLASSIC_CONTENT_TYPE, app.hub.classic_metrics_text())
+    };
+    ([(CONTENT_TYPE, kind)], text).into_response()
 }
 
 async fn build_info() -> axum::Json<Value> {

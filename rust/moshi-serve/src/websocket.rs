@@ -7,14 +7,16 @@ use axum::http::header::{
     CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
     SEC_WEBSOCKET_VERSION, UPGRADE,
 };
-use axum::http::{HeaderMap, HeaderName, Request, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::error::CapacityError;
+use tokio_tungstenite::tungstenite::error::{CapacityError, ProtocolError};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
@@ -22,6 +24,8 @@ use tokio_tungstenite::tungstenite::{Bytes, Error, Message};
 
 use crate::auth::protocols;
 
+/// Of the random number in a request, by the protocol.
+const KEY_BYTES: usize = 16;
 /// Time that a peer may take to accept what it is sent.
 const WRITE_STALL: Duration = Duration::from_secs(5);
 /// Time for a last word to a peer that may be gone.
@@ -35,6 +39,8 @@ const MAX_UNSENT_BYTES: usize = 8 << 20;
 /// Pings and pongs that a peer may send within [`CONTROL_SPAN`]. Every ping costs an answer.
 const MAX_CONTROL_FRAMES: u32 = 50;
 const CONTROL_SPAN: Duration = Duration::from_secs(1);
+/// Codes after which the rest of what a peer sends is no WebSocket any more.
+const UNREADABLE: [CloseCode; 3] = [CloseCode::Protocol, CloseCode::Invalid, CloseCode::Size];
 /// Longest reason in a close frame, by the protocol.
 const MAX_REASON_BYTES: usize = 123;
 
@@ -49,14 +55,34 @@ pub(crate) enum Received {
     Closed,
     /// The connection broke.
     Lost,
-    /// A message beyond the limit.
-    TooLarge,
-    /// Pings or pongs beyond the limit, see [`FLOODING`].
-    Flooding,
+    /// What ends the connection.
+    Misuse(Misuse),
 }
 
-/// Code and reason of the close frame after [`Received::Flooding`].
-pub(crate) const FLOODING: (u16, &str) = (1008, "too many pings; one every few seconds is enough");
+/// What a peer may not do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Misuse {
+    /// A message beyond the limit.
+    TooLarge,
+    /// Pings or pongs beyond the limit.
+    Flooding,
+    /// Frames that are against the protocol.
+    Protocol,
+    /// Text that is not UTF-8.
+    Text,
+}
+
+impl Misuse {
+    /// Code and reason of the close frame.
+    pub(crate) fn close(self) -> (u16, &'static str) {
+        match self {
+            Self::TooLarge => (1009, "message too large"),
+            Self::Flooding => (1008, "too many pings; one every few seconds is enough"),
+            Self::Protocol => (1002, "not the WebSocket protocol"),
+            Self::Text => (1007, "text that is not UTF-8"),
+        }
+    }
+}
 
 /// Counts control frames.
 #[derive(Debug)]
@@ -97,11 +123,18 @@ impl Socket {
                 if self.controls.count(Instant::now()) {
                     Received::Pong
                 } else {
-                    Received::Flooding
+                    Received::Misuse(Misuse::Flooding)
                 }
             }
-            Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => Received::TooLarge,
+            Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => {
+                Received::Misuse(Misuse::TooLarge)
+            }
             Some(Ok(Message::Close(_)) | Err(Error::ConnectionClosed)) => Received::Closed,
+            Some(Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))) => {
+                Received::Lost
+            }
+            Some(Err(Error::Protocol(_))) => Received::Misuse(Misuse::Protocol),
+            Some(Err(Error::Utf8(_))) => Received::Misuse(Misuse::Text),
             Some(Err(_)) | None => Received::Lost,
         }
     }
@@ -137,7 +170,12 @@ impl Socket {
     }
 
     /// As [`Socket::close`], for one that is borrowed: nothing is to be sent after it.
-    pub(crate) async fn say_goodbye(&mut self, code: u16, reason: &str) {
+    pub(crate) async fn refuse(&mut self, misuse: Misuse) {
+        let (code, reason) = misuse.close();
+        self.say_goodbye(code, reason).await;
+    }
+
+    async fn say_goodbye(&mut self, code: u16, reason: &str) {
         let mut end = reason.len().min(MAX_REASON_BYTES);
         while !reason.is_char_boundary(end) {
             end -= 1;
@@ -151,7 +189,7 @@ impl Socket {
                     break;
                 }
             }
-            if code == u16::from(CloseCode::Size) {
+            if UNREADABLE.contains(&CloseCode::from(code)) {
                 let mut rest = vec![0; READ_BUFFER_BYTES];
                 while self.stream.get_mut().read(&mut rest).await.is_ok_and(|count| count > 0) {}
             }
@@ -177,7 +215,8 @@ where
     let asks = has_token(headers, &CONNECTION, "upgrade")
         && has_token(headers, &UPGRADE, "websocket")
         && headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13");
-    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| asks);
+    let is_key = |key: &&HeaderValue| STANDARD.decode(key).is_ok_and(|key| key.len() == KEY_BYTES);
+    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| asks).filter(is_key);
     let Some(accept) = key.map(|key| derive_accept_key(key.as_bytes())) else {
         let mut response = Response::new(Body::from("this address speaks WebSocket\n"));
         *response.status_mut() = StatusCode::UPGRADE_REQUIRED;

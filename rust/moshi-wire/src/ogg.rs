@@ -58,6 +58,7 @@ enum Parse {
 impl PageReader {
     /// Takes bytes as they arrive.
     pub fn push(&mut self, bytes: &[u8]) {
+        self.in_garbage = false;
         for chunk in bytes.chunks(MAX_PAGE_BYTES) {
             let boundary = self.buffer.len();
             self.buffer.extend_from_slice(chunk);
@@ -70,7 +71,8 @@ impl PageReader {
         self.items.pop_front()
     }
 
-    /// Runs of bytes that were no page, and pages with a wrong checksum, so far.
+    /// Runs of bytes that were no page, and pages with a wrong checksum, so far; one run for all of
+    /// what was pushed at once.
     pub fn errors(&self) -> u64 {
         self.errors
     }

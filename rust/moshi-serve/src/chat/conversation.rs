@@ -15,7 +15,7 @@ use super::{DEAD_AFTER, MAX_MESSAGE_BYTES, PING_EVERY};
 use crate::hub::{End, OutputFrame, SessionHandle};
 use crate::metrics::label;
 use crate::routes::{App, build_facts};
-use crate::websocket::{FLOODING, Received, Socket};
+use crate::websocket::{Misuse, Received, Socket};
 
 /// Pause between repeated metadata.
 const STATS_EVERY: Duration = Duration::from_secs(1);
@@ -114,13 +114,13 @@ impl Conversation<'_> {
                         Received::Text(_) | Received::Pong => {}
                         Received::Closed => return Over::Goodbye,
                         Received::Lost => return Over::Lost,
-                        Received::TooLarge => {
-                            let reason = format!("messages have at most {MAX_MESSAGE_BYTES} bytes");
-                            return Over::Close(1009, reason);
-                        }
-                        Received::Flooding => {
-                            let (code, reason) = FLOODING;
-                            return Over::Close(code, reason.into());
+                        Received::Misuse(misuse) => {
+                            let (code, reason) = misuse.close();
+                            let limit = match misuse {
+                                Misuse::TooLarge => format!(": at most {MAX_MESSAGE_BYTES} bytes"),
+                                _ => String::new(),
+                            };
+                            return Over::Close(code, format!("{reason}{limit}"));
                         }
                     }
                 }

@@ -118,8 +118,18 @@ impl Hub {
         }
     }
 
-    /// The text of `/metrics`.
+    /// The text of `/metrics`, in the form of OpenMetrics.
     pub fn metrics_text(&self) -> String {
+        self.measured().text()
+    }
+
+    /// As [`Hub::metrics_text`], in the older text format.
+    pub fn classic_metrics_text(&self) -> String {
+        self.measured().classic_text()
+    }
+
+    /// The metrics, with what is looked up when they are asked for.
+    fn measured(&self) -> &Metrics {
         let slots = self.slots();
         let metrics = self.metrics();
         let state = |name| metrics.slots.get_or_create(&label("state", name)).clone();
@@ -128,8 +138,8 @@ impl Hub {
         state("capacity").set(slots.capacity as i64);
         metrics.waiting.set(slots.waiting as i64);
         let frames = self.shared.lock().scheduler.longest_queue() as u32;
-        metrics.lag_ms.set((self.card().frame_time() * frames).as_millis() as i64);
-        metrics.text()
+        metrics.lag.set((self.card().frame_time() * frames).as_secs_f64());
+        metrics
     }
 
     /// Whether callers are welcome.

@@ -60,11 +60,11 @@ impl Session<'_> {
                 Some(item) => {
                     self.send("conversation.item.retrieved", json!({ "item": item })).await
                 }
-                None => self.no_item(cause).await,
+                None => self.no_item("item_retrieve_invalid_item_id", cause).await,
             },
             "conversation.item.delete" => {
                 if !self.items.remove(&event["item_id"]) {
-                    return self.no_item(cause).await;
+                    return self.no_item("item_delete_invalid_item_id", cause).await;
                 }
                 let body = json!({ "item_id": event["item_id"] });
                 self.send("conversation.item.deleted", body).await
@@ -130,8 +130,8 @@ impl Session<'_> {
         self.add_item(item, &event["previous_item_id"]).await
     }
 
-    async fn no_item(&mut self, cause: Option<&Value>) -> Sent {
-        let text = "no such item";
-        self.error(BAD_REQUEST, "item_not_found", Some("item_id"), text, cause).await
+    /// Clients know the code of each request.
+    async fn no_item(&mut self, code: &str, cause: Option<&Value>) -> Sent {
+        self.error(BAD_REQUEST, code, Some("item_id"), "no such item", cause).await
     }
 }

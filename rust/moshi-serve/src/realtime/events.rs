@@ -175,7 +175,6 @@ impl Settings {
         set("id", self.id.clone().into());
         set("object", "realtime.session".into());
         set("model", self.model.clone().into());
-        set("expires_at", 0.into());
         let modalities = match (dialect, self.text_only) {
             (_, true) => json!(["text"]),
             (Dialect::Current, false) => json!(["audio"]),
@@ -219,6 +218,9 @@ fn output_format(value: &Value) -> Result<Format, BadSetting> {
     Format::parse(value).filter(|format| format.rate_hz != 16_000).ok_or(bad)
 }
 
+/// Of audio, each way.
+const TOKENS_OF_A_FRAME: u64 = 8;
+
 /// One answer of the model.
 #[derive(Debug, Clone)]
 pub(crate) struct Response {
@@ -227,6 +229,8 @@ pub(crate) struct Response {
     pub(crate) metadata: Value,
     pub(crate) transcript: String,
     pub(crate) frames: u64,
+    /// By the model, since the response before this one.
+    pub(crate) frames_heard: u64,
     pub(crate) words: u64,
     /// Cancelled or cut: told no more of.
     pub(crate) muted: bool,
@@ -240,6 +244,7 @@ impl Response {
             metadata,
             transcript: String::new(),
             frames: 0,
+            frames_heard: 0,
             words: 0,
             muted: false,
         }
@@ -257,12 +262,13 @@ impl Response {
         let finished = status != "in_progress";
         let details =
             reason.map_or(Value::Null, |reason| json!({ "type": status, "reason": reason }));
-        let audio = if settings.text_only { 0 } else { 8 * self.frames };
+        let audio = if settings.text_only { 0 } else { TOKENS_OF_A_FRAME * self.frames };
+        let heard = TOKENS_OF_A_FRAME * self.frames_heard;
         let usage = json!({
-            "total_tokens": audio + self.words,
-            "input_tokens": 0,
+            "total_tokens": heard + audio + self.words,
+            "input_tokens": heard,
             "output_tokens": audio + self.words,
-            "input_token_details": { "text_tokens": 0, "audio_tokens": 0, "cached_tokens": 0 },
+            "input_token_details": { "text_tokens": 0, "audio_tokens": heard, "cached_tokens": 0 },
             "output_token_details": { "text_tokens": self.words, "audio_tokens": audio },
         });
         let mut object = json!({

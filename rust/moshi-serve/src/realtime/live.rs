@@ -22,7 +22,7 @@ use crate::hub::{End, OpenError, OutputFrame, SessionHandle};
 use crate::line::{Early, Watch, wait_for_slot};
 use crate::routes::{App, refusal};
 use crate::server::Counted;
-use crate::websocket::{FLOODING, Received, Socket, upgrade};
+use crate::websocket::{Misuse, Received, Socket, upgrade};
 
 /// Time for the first event.
 const START: Duration = Duration::from_secs(10);
@@ -100,7 +100,9 @@ async fn run(app: &App, mut socket: Socket) {
     if !resource["audio"].is_object() {
         resource["audio"] = json!({});
     }
+    // Of telephone codings, too: here it is a must.
     resource["audio"]["format"] = format.json();
+    resource["audio"]["format"]["rate"] = format.rate_hz.into();
     let session = Live {
         app,
         socket,
@@ -125,13 +127,8 @@ async fn first_event(socket: &mut Socket) -> Option<Value> {
             Received::Binary(bytes) => bytes.to_vec(),
             Received::Pong => continue,
             Received::Closed | Received::Lost => return None,
-            Received::TooLarge => {
-                socket.say_goodbye(1009, "message too large").await;
-                return None;
-            }
-            Received::Flooding => {
-                let (code, reason) = FLOODING;
-                socket.say_goodbye(code, reason).await;
+            Received::Misuse(misuse) => {
+                socket.refuse(misuse).await;
                 return None;
             }
         };
@@ -220,13 +217,14 @@ impl Live<'_> {
                         Received::Pong => continue,
                         Received::Closed => return Ok((1000, "")),
                         Received::Lost => return Err(Gone),
-                        Received::TooLarge => {
-                            let text = too_large(self.app);
-                            let error = error_event("message_too_large", &text, None, None);
-                            self.send_event(error).await?;
-                            return Ok((1009, "message too large"));
+                        Received::Misuse(misuse) => {
+                            if misuse == Misuse::TooLarge {
+                                let text = too_large(self.app);
+                                let error = error_event("message_too_large", &text, None, None);
+                                self.send_event(error).await?;
+                            }
+                            return Ok(misuse.close());
                         }
-                        Received::Flooding => return Ok(FLOODING),
                     };
                     if self.obey(&event).await? {
                         return self.closed("close_requested", 1000, "").await;
@@ -406,7 +404,6 @@ impl Live<'_> {
         code: u16,
         text: &'static str,
     ) -> Result<(u16, &'static str), Gone> {
-        self.resource["status"] = "closed".into();
         let body = json!({
             "reason": reason,
             "session": self.resource,

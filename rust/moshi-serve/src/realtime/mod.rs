@@ -41,7 +41,7 @@ use crate::line::{Early, Watch, wait_for_slot};
 use crate::routes::{App, refusal};
 use crate::scheduler::Overflow;
 use crate::server::Counted;
-use crate::websocket::{FLOODING, Received, Socket, upgrade};
+use crate::websocket::{Misuse, Received, Socket, upgrade};
 
 /// Largest message of a client with a key: five minutes of samples, in base64.
 const MAX_MESSAGE_BYTES: usize = 24 << 20;
@@ -140,6 +140,7 @@ async fn run(app: &App, mut socket: Socket, dialect: Dialect, settings: Settings
         response: None,
         items: Items::default(),
         heard: Heard::new(app.hub.card()),
+        frames_heard: 0,
         backlog: 0,
     };
     session.run(early).await;
@@ -181,6 +182,8 @@ struct Session<'a> {
     response: Option<Response>,
     items: Items,
     heard: Heard,
+    /// By the model, since the last response ended.
+    frames_heard: u64,
     backlog: usize,
 }
 
@@ -225,6 +228,7 @@ impl Session<'_> {
                         return self.over(end).await;
                     };
                     self.backlog = self.handle.pump_with_room();
+                    self.frames_heard += 1;
                     let turn = self.turns.step(frame);
                     self.speak(turn).await?;
                 }
@@ -236,15 +240,15 @@ impl Session<'_> {
                         Received::Pong => {}
                         Received::Closed => return Ok((1000, String::new())),
                         Received::Lost => return Err(Gone),
-                        Received::TooLarge => {
+                        Received::Misuse(misuse) => {
+                            let (code, reason) = misuse.close();
+                            if misuse != Misuse::TooLarge {
+                                return Ok((code, reason.to_owned()));
+                            }
                             let text = too_large(self.app);
-                            let code = "message_too_large";
-                            self.error("invalid_request_error", code, None, &text, None).await?;
-                            return Ok((1009, text));
-                        }
-                        Received::Flooding => {
-                            let (code, reason) = FLOODING;
-                            return Ok((code, reason.to_owned()));
+                            let name = "message_too_large";
+                            self.error("invalid_request_error", name, None, &text, None).await?;
+                            return Ok((code, text));
                         }
                     }
                 }

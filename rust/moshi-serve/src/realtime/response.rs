@@ -70,10 +70,11 @@ impl Session<'_> {
         status: &'static str,
         reason: Option<&str>,
     ) -> Sent {
-        let Some(response) = self.response.take() else { return Ok(()) };
+        let Some(mut response) = self.response.take() else { return Ok(()) };
         if response.muted {
             return Ok(());
         }
+        response.frames_heard = std::mem::take(&mut self.frames_heard);
         if self.turns.is_open() {
             self.response = Some(Response { muted: true, ..response.clone() });
         }

@@ -228,6 +228,11 @@ async fn facts_are_served() {
     assert_eq!(get("/v1/models/other").await.0, 404);
     let metrics = get("/metrics").await.1;
     assert!(metrics.contains("moshi_slots{state=\"capacity\"} 3"), "{metrics}");
+    assert!(metrics.contains("# TYPE moshi_slow_readers_total counter"), "{metrics}");
+    let accept = "Accept: application/openmetrics-text; version=1.0.0, text/plain; q=0.5\r\n";
+    let metrics = http(server.address, "GET /metrics", accept).await.1;
+    assert!(metrics.contains("# TYPE moshi_slow_readers counter"), "{metrics}");
+    assert!(metrics.trim_end().ends_with("# EOF"), "{metrics}");
     let page = get("/").await;
     assert!(page.0 == 200 && page.1.contains("<html"), "{page:?}");
     server.stop().await;

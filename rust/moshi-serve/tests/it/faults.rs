@@ -15,7 +15,9 @@ use moshi_serve::scheduler::Overflow;
 use moshi_serve::{ServeError, Server};
 use moshi_wire::chat::ChatMessage;
 use moshi_wire::opus::OpusWriter;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
@@ -299,13 +301,67 @@ fn serve_and_panic() -> ! {
     })
 }
 
+/// A connection on which a client may send anything.
+async fn raw(server: &Running, path: &str) -> WebSocketStream<TcpStream> {
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let url = format!("{}{path}", server.url());
+    tokio_tungstenite::client_async(url, stream).await.unwrap().0
+}
+
+/// The code with which the server closes.
+async fn code(socket: &mut WebSocketStream<TcpStream>) -> Option<u16> {
+    loop {
+        match socket.next().await {
+            Some(Ok(Message::Close(frame))) => return frame.map(|frame| frame.code.into()),
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return None,
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_the_protocol_is_closed_with_its_code() {
+    beside_a_witness(async |server| {
+        // Frames of a client: a mask of zeros changes nothing.
+        let masked = |first: u8, payload: &[u8]| {
+            [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0][..], payload].concat()
+        };
+        for path in ["/api/chat", "/v1/realtime", "/v1/live/sessions"] {
+            for (bytes, expected) in [
+                (masked(0xc2, b"reserved bit"), 1002),
+                (masked(0x83, b"reserved kind"), 1002),
+                (masked(0x80, b"nothing to continue"), 1002),
+                (masked(0x09, b"a ping in parts"), 1002),
+                (vec![0x82, 1, 7], 1002),
+                (masked(0x81, &[0xff, 0xfe]), 1007),
+            ] {
+                let mut socket = raw(&server, path).await;
+                socket.get_mut().write_all(&bytes).await.unwrap();
+                assert_eq!(code(&mut socket).await, Some(expected), "{path}: {bytes:?}");
+                eventually(|| server.hub.slots().used == 1).await;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn garbage_in_pages_is_counted_message_by_message() {
+    let server = Running::start(&Arc::new(Echo::new()), config(1));
+    let mut client = server.connect(&[]).await;
+    greeted(&mut client).await;
+    for _ in 0..60 {
+        client.send_message([&[1][..], &[0xaa; 300]].concat()).await;
+    }
+    assert_eq!(closed(&mut client).await.unwrap().0, 1007);
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn pings_without_end_close_and_a_few_do_not() {
     beside_a_witness(async |server| {
         for (count, floods) in [(40, false), (400, true)] {
-            let stream = TcpStream::connect(server.address).await.unwrap();
-            let request = format!("ws://{}/api/chat", server.address);
-            let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+            let mut socket = raw(&server, "/api/chat").await;
             for _ in 0..count {
                 // It may be closed by now.
                 let _ = socket.send(Message::Ping(Vec::new().into())).await;

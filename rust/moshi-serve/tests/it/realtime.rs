@@ -193,7 +193,10 @@ async fn what_clients_send_besides_is_answered() {
     client.send(json!({ "type": "conversation.item.delete", "item_id": "mine" })).await;
     client.find("conversation.item.deleted").await;
     for (event, code) in [
-        (json!({ "type": "conversation.item.delete", "item_id": "mine" }), "item_not_found"),
+        (
+            json!({ "type": "conversation.item.delete", "item_id": "mine" }),
+            "item_delete_invalid_item_id",
+        ),
         (json!({ "type": "dance" }), "invalid_value"),
         (json!({ "type": "input_audio_buffer.append", "audio": "!" }), "invalid_value"),
         (json!({ "type": "session.update", "session": 3 }), "invalid_value"),
@@ -328,8 +331,17 @@ async fn a_live_session_answers_every_frame_and_says_goodbye() {
     client.send(json!({ "type": "session.close" })).await;
     let closed = client.find("session.closed").await;
     assert_eq!(closed["reason"], "close_requested");
+    // The SDK knows no other status.
+    assert_eq!(closed["session"]["status"], "active");
     assert_eq!(client.close_code().await, Some(1000));
     server.slots(0, 0).await;
+
+    let mut client = Client::connect(&server, "/v1/live/sessions", &[]).await;
+    let session = json!({ "model": "echo", "audio": { "format": { "type": "audio/pcmu" } } });
+    client.send(json!({ "type": "session.start", "session": session })).await;
+    let format = &client.next().await["session"]["audio"]["format"];
+    assert_eq!((&format["type"], &format["rate"]), (&"audio/pcmu".into(), &8000.into()));
+    drop(client);
 
     let mut client = Client::connect(&server, "/v1/live/sessions", &[]).await;
     client.send(json!({ "type": "session.update" })).await;
