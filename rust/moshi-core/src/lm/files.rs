@@ -54,6 +54,8 @@ pub struct LmMemory {
     pub stream_bytes: u64,
     /// Storage of most weights.
     pub dtype: WeightType,
+    /// Storage of keys and values.
+    pub kv_dtype: KeyStorage,
 }
 
 impl LmMemory {
@@ -66,6 +68,7 @@ impl LmMemory {
         catalog: &Catalog<'_>,
         config: &LmConfig,
         dtype: Option<WeightType>,
+        kv_dtype: Option<KeyStorage>,
     ) -> Result<Self> {
         let expected = layout::language_model(config, layout::gated_widths_of(catalog, config));
         catalog.check(&expected)?;
@@ -75,12 +78,13 @@ impl LmMemory {
         };
         let depth = config.depth.as_ref();
         let depth = depth.map(|d| rings(&d.shape, config.num_generated, KeyStorage::F32));
-        let keys = footprint.dtype.keys();
+        let keys = exec.key_storage(kv_dtype, footprint.dtype.keys())?;
         let temporal = rings(&config.temporal.shape, config.temporal.context, keys);
         Ok(Self {
             weight_bytes: footprint.bytes,
             stream_bytes: temporal + depth.unwrap_or(0),
             dtype: footprint.dtype,
+            kv_dtype: keys,
         })
     }
 }

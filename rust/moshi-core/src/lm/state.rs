@@ -237,7 +237,7 @@ impl<E: Executor> LanguageModel<E> {
 
     fn empty_lane(&self) -> Result<Lane<E>> {
         let temporal = &self.config.temporal;
-        let keys = self.dtype().keys();
+        let keys = self.kv_dtype();
         let ring = |_| self.exec.ring(temporal.shape.heads, temporal.context, keys);
         let rings = (0..temporal.shape.num_layers).map(ring).collect::<Result<_>>()?;
         let depth_rings = match &self.config.depth {

@@ -3,7 +3,7 @@
 use super::precision::{WeightType, is_table, storage_of};
 use crate::checkpoint::layout::{self, GatedWidths};
 use crate::config::LmConfig;
-use crate::exec::{Executor, Storage};
+use crate::exec::{Executor, KeyStorage, Storage};
 use crate::stages::Traffic;
 
 /// Traffic of the two transformers of a language model.
@@ -16,13 +16,15 @@ pub struct LmTraffic {
 }
 
 impl LmTraffic {
-    /// Traffic of a model whose checkpoint stores `stored` and that is loaded as `wanted`.
+    /// Traffic of a model whose checkpoint stores `stored` and that is loaded as `wanted`, with
+    /// keys and values in `keys`, see [`Executor::key_storage`].
     pub fn of<E: Executor>(
         exec: &E,
         config: &LmConfig,
         widths: GatedWidths,
         stored: Storage,
         wanted: Option<WeightType>,
+        keys: KeyStorage,
     ) -> Self {
         let mut traffic = Self::default();
         for tensor in layout::language_model(config, widths) {
@@ -52,9 +54,8 @@ impl LmTraffic {
         }
         let temporal = &config.temporal;
         let layers = temporal.shape.num_layers as u64;
-        let wanted = wanted.unwrap_or(WeightType::of(stored));
         traffic.temporal.stream_bytes +=
-            layers * exec.ring_bytes(temporal.shape.heads, temporal.context, wanted.keys());
+            layers * exec.ring_bytes(temporal.shape.heads, temporal.context, keys);
         traffic.temporal.multiplications +=
             layers * (2 * temporal.context * temporal.shape.heads.query_width()) as u64;
         traffic
@@ -80,7 +81,7 @@ mod tests {
     fn traffic(name: &str, wanted: WeightType) -> LmTraffic {
         let config = LmConfig::known(name).unwrap();
         let widths = layout::first_gated_widths(&config);
-        LmTraffic::of(&Scalar, &config, widths, Storage::Bf16, Some(wanted))
+        LmTraffic::of(&Scalar, &config, widths, Storage::Bf16, Some(wanted), KeyStorage::F32)
     }
 
     /// Published counts of parameters that a step reads, in millions: temporal with heads, depth.

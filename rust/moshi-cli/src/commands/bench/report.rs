@@ -26,9 +26,10 @@ impl Report<'_> {
         let (run, subject) = (self.run, &self.run.subject);
         let weights = if subject.random { ", random weights" } else { "" };
         line(format_args!(
-            "{}{weights}: {}, {} on {}, loaded in {:.1} s",
+            "{}{weights}: {}, keys and values {}, {} on {}, loaded in {:.1} s",
             subject.name,
             subject.dtype,
+            subject.kv_dtype,
             plural(self.args.sessions, "session"),
             subject.executor,
             subject.load_seconds
@@ -103,6 +104,7 @@ impl Report<'_> {
             "model": subject.name,
             "random_weights": subject.random,
             "dtype": subject.dtype,
+            "kv_dtype": subject.kv_dtype,
             "executor": subject.executor,
             "threads": self.threads,
             "sessions": self.args.sessions,

@@ -31,6 +31,7 @@ pub(super) struct Subject {
     /// Of a step, when it was loaded.
     pub(super) threads: usize,
     pub(super) dtype: &'static str,
+    pub(super) kv_dtype: &'static str,
     pub(super) frame_ms: f64,
     pub(super) load_seconds: f64,
     /// Weights of all parts.
@@ -114,13 +115,14 @@ impl Subject {
             ..MimiOptions::default()
         };
         let dtype = args.dtype.weight_type();
-        let options = LmOptions { dtype, ..LmOptions::default() };
-        let memory = LmMemory::of(exec, lm, config, dtype)?;
+        let kv_dtype = args.kv_dtype.key_storage();
+        let options = LmOptions { dtype, kv_dtype, ..LmOptions::default() };
+        let memory = LmMemory::of(exec, lm, config, dtype, kv_dtype)?;
         let weight_bytes =
             memory.weight_bytes + MimiMemory::of(mimi_config, &mimi_options).weight_bytes;
         let widths = layout::gated_widths_of(lm, config);
         let stored = lm.nearest_storage("transformer.layers.0.gating.linear_in.weight");
-        let lm_traffic = LmTraffic::of(exec, config, widths, stored, dtype);
+        let lm_traffic = LmTraffic::of(exec, config, widths, stored, dtype, memory.kv_dtype);
         let codec = MimiTraffic::of(exec, mimi_config, config.codec_codebooks());
         let mimi = Mimi::from_catalog(exec, mimi, mimi_config, &mimi_options)?;
         let lm = LanguageModel::from_catalog(exec, lm, config, &options)?;
@@ -140,6 +142,7 @@ impl Subject {
             executor: exec.name(),
             threads: exec.threads(),
             dtype: memory.dtype.name(),
+            kv_dtype: memory.kv_dtype.name(),
             frame_ms: 1e3 / mimi_config.frame_rate_hz(),
             load_seconds: start.elapsed().as_secs_f64(),
             weight_bytes,

@@ -132,6 +132,7 @@ fn ring_format(storage: KeyStorage) -> RingFormat {
     match storage {
         KeyStorage::F32 => RingFormat::F32,
         KeyStorage::Bf16 => RingFormat::Bf16,
+        KeyStorage::Q8 => RingFormat::Q8,
     }
 }
 
@@ -170,6 +171,10 @@ impl Executor for Cpu {
 
     fn table_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
         storage.bytes_of(rows, cols)
+    }
+
+    fn key_storage(&self, wanted: Option<KeyStorage>, usual: KeyStorage) -> Result<KeyStorage> {
+        Ok(wanted.unwrap_or(usual))
     }
 
     fn ring_bytes(&self, heads: Heads, capacity: usize, storage: KeyStorage) -> u64 {
