@@ -304,8 +304,9 @@ pub trait Executor: Clone + Send + Sync + 'static {
         streams: &mut [S],
         ring: impl Fn(&mut S) -> &mut Self::Ring,
     ) -> Result<Self::Buffer>;
-    /// Keys and values of a fixed sequence (`[positions, keys then values]`) as a full ring.
-    fn memory(&self, kv: &Self::Buffer, heads: Heads) -> Result<Self::Ring>;
+    /// Keys and values of a fixed sequence (`[positions, keys then values]`) as a full ring, as
+    /// [`Executor::ring`].
+    fn memory(&self, kv: &Self::Buffer, heads: Heads, storage: KeyStorage) -> Result<Self::Ring>;
     /// Attends from one row per stream to every position of the stream's memory. A stream
     /// without memory gets zeros.
     fn cross_attention<S>(

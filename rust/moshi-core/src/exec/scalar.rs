@@ -313,8 +313,8 @@ impl Executor for Scalar {
         Ok(Buffer { width: query_width, data: out })
     }
 
-    fn memory(&self, kv: &Buffer, heads: Heads) -> Result<Ring> {
-        let mut ring = self.ring(heads, kv.rows(), KeyStorage::F32)?;
+    fn memory(&self, kv: &Buffer, heads: Heads, storage: KeyStorage) -> Result<Ring> {
+        let mut ring = self.ring(heads, kv.rows(), storage)?;
         self.import_ring(&mut ring, 0, &kv.data)?;
         Ok(ring)
     }

@@ -156,7 +156,8 @@ impl<E: Executor> LanguageModel<E> {
         self.dtype
     }
 
-    /// Storage of keys and values of the temporal transformer.
+    /// Storage of keys and values of the temporal transformer, those of a conditioning sequence
+    /// included.
     pub fn kv_dtype(&self) -> KeyStorage {
         self.kv_dtype
     }

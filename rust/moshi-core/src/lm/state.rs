@@ -211,7 +211,7 @@ impl<E: Executor> LanguageModel<E> {
                 for _ in 0..self.temporal.layers.len() {
                     let values = reader.floats(lane.memory_len * 2 * dim)?;
                     let heads = self.temporal.cross_heads();
-                    let mut ring = self.exec.ring(heads, lane.memory_len, KeyStorage::F32)?;
+                    let mut ring = self.exec.ring(heads, lane.memory_len, self.kv_dtype())?;
                     self.exec.import_ring(&mut ring, 0, &values)?;
                     lane.memory.push(ring);
                 }
@@ -257,7 +257,7 @@ impl<E: Executor> LanguageModel<E> {
         cross
             .map(|cross| {
                 let kv = self.exec.linear(sequence, &cross.kv_proj, Activation::Identity)?;
-                self.exec.memory(&kv, self.temporal.cross_heads())
+                self.exec.memory(&kv, self.temporal.cross_heads(), self.kv_dtype())
             })
             .collect()
     }

@@ -8,7 +8,7 @@ use moshi_core::engine::{Engine, Frame, Slot, SpeechEngine, StreamState};
 use moshi_core::exec::Executor;
 use moshi_core::lm::{
     Condition, Conditions, LanguageModel, LmFiles, LmMemory, LmOptions, LmOutput, LmSlot, LmState,
-    LmStreamOptions, LmTraffic, NoHooks, Sampling,
+    LmStreamOptions, LmTraffic, NoHooks, Sampling, VOICE_POSITIONS,
 };
 use moshi_core::mimi::{DecoderState, Mimi, MimiMemory, MimiOptions, MimiParts, MimiTraffic};
 use moshi_core::scratch::Scratch;
@@ -18,9 +18,6 @@ use moshi_core::with_executor;
 use crate::hub;
 use crate::options::BenchArgs;
 use crate::output::Result;
-
-/// Positions of a voice in the public text-to-speech models: five recordings of ten seconds.
-const VOICE_POSITIONS: usize = 625;
 
 /// A loaded model with its streams, whose windows are full.
 pub(super) struct Subject {

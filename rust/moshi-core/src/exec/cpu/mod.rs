@@ -382,8 +382,8 @@ impl Executor for Cpu {
         Ok(out)
     }
 
-    fn memory(&self, kv: &Buffer, heads: Heads) -> Result<PackedRing> {
-        let mut ring = self.ring(heads, kv.rows(), KeyStorage::F32)?;
+    fn memory(&self, kv: &Buffer, heads: Heads, storage: KeyStorage) -> Result<PackedRing> {
+        let mut ring = self.ring(heads, kv.rows(), storage)?;
         self.import_ring(&mut ring, 0, kv.values())?;
         Ok(ring)
     }
