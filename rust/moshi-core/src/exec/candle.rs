@@ -279,7 +279,7 @@ impl Executor for Candle {
     }
 
     fn conv(&self, conv: HostConv) -> Result<Conv> {
-        let HostConv { outputs, inputs, kernel, stride, weight, bias, storage: _ } = conv;
+        let HostConv { outputs, inputs, kernel, stride, weight, bias, .. } = conv.mixed();
         let weight = Tensor::from_vec(weight, (outputs, inputs, kernel), &self.device)?;
         let bias = bias.map(|bias| self.vector(bias)).transpose()?;
         Ok(Conv { inputs, outputs, stride, weight, bias })

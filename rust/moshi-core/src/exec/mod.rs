@@ -43,7 +43,9 @@ pub struct HostConv {
     pub kernel: usize,
     /// Step between output positions, in input positions.
     pub stride: usize,
-    /// `[output, input, tap]` row-major.
+    /// Output channel `o` sees the input channel `o % inputs` alone.
+    pub separate: bool,
+    /// `[output, input, tap]` row-major; `[output, tap]` where channels are separate.
     pub weight: Vec<f32>,
     /// `[output]`.
     pub bias: Option<Vec<f32>>,
@@ -60,7 +62,22 @@ impl HostConv {
         weight: Vec<f32>,
         bias: Option<Vec<f32>>,
     ) -> Self {
-        Self { outputs, inputs, kernel, stride, weight, bias, storage: Storage::F32 }
+        let (separate, storage) = (false, Storage::F32);
+        Self { outputs, inputs, kernel, stride, separate, weight, bias, storage }
+    }
+
+    /// The same with every output seeing all inputs, most of them times zero.
+    fn mixed(self) -> Self {
+        let Self { outputs, inputs, kernel, .. } = self;
+        if !self.separate {
+            return self;
+        }
+        let mut weight = vec![0.0; outputs * inputs * kernel];
+        for (o, taps) in self.weight.chunks_exact(kernel).enumerate() {
+            let to = (o * inputs + o % inputs) * kernel;
+            weight[to..to + kernel].copy_from_slice(taps);
+        }
+        Self { separate: false, weight, ..self }
     }
 
     /// The convolution with weights rounded to a storage of floats.

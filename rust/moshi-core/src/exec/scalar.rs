@@ -131,6 +131,7 @@ impl Executor for Scalar {
     }
 
     fn conv(&self, conv: HostConv) -> Result<Conv> {
+        let conv = conv.mixed();
         let weight = conv.by_tap();
         let HostConv { outputs, inputs, kernel, stride, bias, .. } = conv;
         Ok(Conv { inputs, outputs, kernel, stride, weight, bias })
