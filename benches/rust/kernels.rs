@@ -185,7 +185,9 @@ impl Bench {
         for model in ["stt-1b", "moshi-7b"] {
             let temporal = LmConfig::known(model).context("a public model")?.temporal;
             let (heads, context) = (temporal.shape.heads, temporal.context);
-            for (format, name) in [(RingFormat::Bf16, "bf16"), (RingFormat::F32, "f32")] {
+            let formats =
+                [(RingFormat::Q8, "q8"), (RingFormat::Bf16, "bf16"), (RingFormat::F32, "f32")];
+            for (format, name) in formats {
                 let work = Work {
                     bytes: PackedRing::bytes_of(heads, context, format),
                     multiplications: 2 * context * heads.query_width(),

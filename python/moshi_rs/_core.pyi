@@ -41,7 +41,7 @@ class StreamingModel:
         *,
         device: Literal["auto", "cpu", "cuda", "metal"] = "auto",
         dtype: Literal["auto", "f32", "bf16", "q8", "q4"] = "auto",
-        kv_dtype: Literal["auto", "f32"] = "auto",
+        kv_dtype: Literal["auto", "f32", "bf16", "q8"] = "auto",
         seed: int | None = None,
         threads: int | None = None,
         revision: str | None = None,
@@ -141,6 +141,7 @@ class LanguageModel:
         *,
         device: Literal["auto", "cpu"] = "cpu",
         dtype: Literal["auto", "f32", "bf16", "q8", "q4"] = "auto",
+        kv_dtype: Literal["auto", "f32", "bf16", "q8"] = "auto",
     ) -> LanguageModel: ...
     def stream(
         self,
@@ -171,6 +172,8 @@ class LanguageModel:
     def delays(self) -> list[int]: ...
     @property
     def dtype(self) -> Literal["f32", "bf16", "q8", "q4"]: ...
+    @property
+    def kv_dtype(self) -> Literal["f32", "bf16", "q8"]: ...
 
 @final
 class LmStream:

@@ -26,6 +26,24 @@ def test_every_storage_of_weights_runs(dtype: Literal["f32", "bf16", "q8", "q4"]
     assert isinstance(text, str)
 
 
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16", "q8"])
+def test_every_storage_of_keys_runs(kv_dtype: Literal["f32", "bf16", "q8"]) -> None:
+    model = moshi_rs.StreamingModel.load(DIALOGUE, kv_dtype=kv_dtype)
+    assert model.info()["kv_dtype"] == kv_dtype
+    session = model.new_session(seed=1)
+    heard = np.random.default_rng(2).normal(0, 0.1, (9, model.frame_size)).astype(np.float32)
+    for frame in heard[:5]:
+        session.step(frame)
+    restored = model.restore(session.snapshot())
+    for frame in heard[5:]:
+        (pcm, text), (again, same) = session.step(frame), restored.step(frame)
+        assert np.array_equal(pcm, again)
+        assert text == same
+    lm = moshi_rs.LanguageModel.load(DIALOGUE, kv_dtype=kv_dtype)
+    assert lm.kv_dtype == kv_dtype
+    assert np.isfinite(lm.stream(seed=1).step([0] * lm.num_user_codebooks).logits).all()
+
+
 def test_a_weights_file_is_a_model() -> None:
     by_file = moshi_rs.LanguageModel.load(DIALOGUE / "model.safetensors")
     by_folder = moshi_rs.LanguageModel.load(DIALOGUE)
@@ -51,7 +69,7 @@ def test_properties_are_those_of_the_config(model: moshi_rs.StreamingModel) -> N
     assert model.device == "cpu"
     info = model.info()
     assert info["model_type"] == "moshi"
-    assert info["dtype"] == "f32"
+    assert (info["dtype"], info["kv_dtype"]) == ("f32", "f32")
     assert info["frame_size"] == FRAME
     assert info["num_codebooks"] == 16
     assert info["conditions"] == []

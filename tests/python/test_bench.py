@@ -43,6 +43,15 @@ def test_a_measurement_has_every_stage_and_what_it_reads() -> None:
         assert alone["bytes"] < together["bytes"] < 4 * alone["bytes"]
 
 
+def test_keys_of_fewer_bits_are_fewer_bytes() -> None:
+    runs = [printed("bench", "--frames", "2", "--kv-dtype", name) for name in ("f32", "q8")]
+    assert [run["kv_dtype"] for run in runs] == ["f32", "q8"]
+    past = [run["stages"][STAGES.index("temporal")]["bytes"] for run in runs]
+    weights = [run["stages"][STAGES.index("temporal")]["weight_bytes"] for run in runs]
+    assert weights[0] == weights[1]
+    assert past[1] - weights[1] < (past[0] - weights[0]) / 2
+
+
 def test_equal_runs_give_equal_outputs() -> None:
     hashes = [printed("bench", "--frames", "3")["output_hash"] for _ in range(2)]
     assert hashes[0] == hashes[1]
@@ -60,3 +69,4 @@ def test_the_doctor_knows_the_machine_and_the_models() -> None:
         sizes = [models[name, dtype]["bytes"] for dtype in ("bf16", "q8", "q4")]
         assert sizes == sorted(sizes, reverse=True)
     assert models["moshi-7b", "bf16"]["bytes"] > 14e9
+    assert models["moshi-7b", "q4"]["kv_dtype"] == "bf16"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import wave
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pytest
@@ -19,7 +19,16 @@ ANSWERS = {
     "box_joke.wav": "Why was the computer cold? It left its windows open.",
     "box_sky.wav": "On a clear day, the sky is blue.",
 }
-DTYPES: tuple[Literal["f32", "bf16", "q8", "q4"], ...] = ("f32", "bf16", "q8", "q4")
+# Of weights, then of keys and values.
+Formats: TypeAlias = tuple[Literal["f32", "bf16", "q8", "q4"], Literal["auto", "q8"]]
+FORMATS: tuple[Formats, ...] = (
+    ("f32", "auto"),
+    ("bf16", "auto"),
+    ("q8", "auto"),
+    ("q4", "auto"),
+    ("f32", "q8"),
+    ("q8", "q8"),
+)
 
 
 def read_wav(name: str) -> NDArray[np.float32]:
@@ -40,12 +49,11 @@ def channel(recording: str) -> tuple[NDArray[np.float32], int]:
     return sound.astype(np.float32), (before + len(question)) // 1920
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("formats", FORMATS, ids="-".join)
 @pytest.mark.parametrize("recording", ANSWERS)
-def test_it_greets_waits_and_answers(
-    recording: str, dtype: Literal["f32", "bf16", "q8", "q4"]
-) -> None:
-    converse(moshi_rs.StreamingModel.load(dtype=dtype), recording)
+def test_it_greets_waits_and_answers(recording: str, formats: Formats) -> None:
+    dtype, kv_dtype = formats
+    converse(moshi_rs.StreamingModel.load(dtype=dtype, kv_dtype=kv_dtype), recording)
 
 
 def test_it_does_so_with_a_fast_codec() -> None:

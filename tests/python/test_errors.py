@@ -48,7 +48,7 @@ def test_the_model_in_the_box_has_no_revisions() -> None:
     [
         ({"device": "tpu"}, 'device is "tpu"'),
         ({"dtype": "f64"}, 'one of "auto", "f32", "bf16"'),
-        ({"kv_dtype": "bf16"}, "kv_dtype"),
+        ({"kv_dtype": "q4"}, 'kv_dtype is "q4".*one of "auto", "f32", "bf16", "q8"'),
         ({"codec": "quick"}, "codec"),
         ({"revision": "main"}, "only a hub has revisions"),
     ],

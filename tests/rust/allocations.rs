@@ -4,7 +4,7 @@
 //! One thread computes everything here, so that its count is that of the step. What other threads
 //! of a pool do beside it are the inner loops of products, which hold nothing.
 
-use moshi_core::exec::Cpu;
+use moshi_core::exec::{Cpu, KeyStorage};
 use moshi_core::lm::{LmOutput, LmSlot, NoHooks, Sampling, WeightType};
 use moshi_core::{
     LoadOptions, Model, NoObserver, Session, SessionOptions, StepOutput, step_batch_into,
@@ -46,15 +46,20 @@ fn in_full_flow(sessions: &mut [Session], pcm: &[f32]) -> (u64, usize) {
 #[test]
 fn conversations_with_the_box_allocate_nothing() {
     let repo = moshi_box::open_repo(None, &moshi_hub::HubOptions::default()).unwrap();
-    for dtype in [WeightType::F32, WeightType::Bf16, WeightType::Q8] {
-        let options = LoadOptions { dtype: Some(dtype), ..LoadOptions::default() };
+    for (dtype, kv_dtype) in [
+        (WeightType::F32, None),
+        (WeightType::Bf16, None),
+        (WeightType::Q8, None),
+        (WeightType::Q8, Some(KeyStorage::Q8)),
+    ] {
+        let options = LoadOptions { dtype: Some(dtype), kv_dtype, ..LoadOptions::default() };
         let model = Model::from_repo(&cpu(), &repo, &options, &NoObserver).unwrap();
         let session =
             |seed| Session::new(&model, &SessionOptions { seed: Some(seed), ..Default::default() });
         let mut sessions: Vec<Session> = (0..3).map(|seed| session(seed).unwrap()).collect();
         let pcm = audio(5, 20 * model.info().frame_samples);
         let (counted, _) = in_full_flow(&mut sessions, &pcm);
-        assert_eq!(counted, 0, "{}", dtype.name());
+        assert_eq!(counted, 0, "{}, {kv_dtype:?}", dtype.name());
     }
 }
 

@@ -3,7 +3,7 @@
 use moshi_audio::MonoReader;
 use moshi_cli::compare::{Comparison, Course};
 use moshi_core::checkpoint::Repo;
-use moshi_core::exec::Cpu;
+use moshi_core::exec::{Cpu, KeyStorage};
 use moshi_core::lm::WeightType;
 use moshi_hub::HubOptions;
 
@@ -28,7 +28,8 @@ fn the_box_predicts_the_same_in_few_bits() {
     let course = Course::of(&exec, &repo, &pcm, WeightType::F32, 1).unwrap();
     let frames = pcm.len() / repo.mimi_config.frame_samples;
     assert_eq!(course.len(), frames + 1, "one step is silence before the recording");
-    let follow = |dtype| course.follow(&exec, &repo, dtype).unwrap();
+    let with_keys = |dtype, keys| course.follow(&exec, &repo, dtype, keys).unwrap();
+    let follow = |dtype| with_keys(dtype, None);
 
     let Comparison { text, first_codebook, codebooks, .. } = follow(WeightType::F32);
     assert_eq!((text.count, first_codebook.count), (course.len(), course.len()));
@@ -46,6 +47,16 @@ fn the_box_predicts_the_same_in_few_bits() {
             assert_eq!(agreement.same_top(), 1.0, "{name}: {agreement:?}");
             assert!(agreement.mean_divergence() <= most, "{name}: {agreement:?}");
             assert!(agreement.mean_divergence() > 0.0, "{name} rounds");
+        }
+    }
+    let keys = with_keys(WeightType::F32, Some(KeyStorage::Q8));
+    let both = with_keys(WeightType::Q8, Some(KeyStorage::Q8));
+    for close in [&keys, &both] {
+        assert_eq!(close.kv_dtype, KeyStorage::Q8);
+        for agreement in [&close.text, &close.first_codebook, &close.codebooks] {
+            assert_eq!(agreement.same_top(), 1.0, "{agreement:?}");
+            assert!(agreement.mean_divergence() <= 1e-4, "{agreement:?}");
+            assert!(agreement.mean_divergence() > 0.0, "it rounds");
         }
     }
     assert!(q4.codebooks.mean_divergence() > q8.codebooks.mean_divergence());

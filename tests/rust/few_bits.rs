@@ -46,7 +46,7 @@ fn announced_and_taken<E: Executor>(exec: &E, path: &Path) -> (u64, u64) {
     let config = wide_config();
     let files = LmFiles::open(path, &config, None).unwrap();
     let catalog = files.catalog(&config).unwrap();
-    let announced = LmMemory::of(exec, &catalog, &config, None).unwrap().weight_bytes;
+    let announced = LmMemory::of(exec, &catalog, &config, None, None).unwrap().weight_bytes;
     let before = live_bytes();
     let lm = LanguageModel::from_catalog(exec, &catalog, &config, &LmOptions::default()).unwrap();
     let taken = live_bytes() - before;

@@ -24,6 +24,7 @@ mod hostile_gguf;
 mod hostile_inputs;
 mod hub;
 mod in_the_box;
+mod kv_formats;
 mod layering;
 mod layouts;
 mod memory;

@@ -1,6 +1,6 @@
 //! Nothing that is computed depends on the number of threads.
 
-use moshi_core::exec::{Cpu, Executor};
+use moshi_core::exec::{Cpu, Executor, KeyStorage};
 use moshi_core::lm::WeightType;
 use moshi_core::{LoadOptions, Model, NoObserver, Session, SessionOptions, StepOutput};
 
@@ -8,9 +8,10 @@ use crate::support::audio;
 
 const FRAMES: usize = 12;
 
-fn speech(threads: Option<usize>, dtype: WeightType) -> Vec<StepOutput> {
+fn speech(threads: Option<usize>, dtype: WeightType, kv_dtype: KeyStorage) -> Vec<StepOutput> {
     let repo = moshi_box::open_repo(None, &moshi_hub::HubOptions::default()).unwrap();
-    let options = LoadOptions { dtype: Some(dtype), ..LoadOptions::default() };
+    let kv_dtype = Some(kv_dtype);
+    let options = LoadOptions { dtype: Some(dtype), kv_dtype, ..LoadOptions::default() };
     let exec = Cpu::new(threads).unwrap();
     let model = Model::from_repo(&exec, &repo, &options, &NoObserver).unwrap();
     assert!(threads.is_none_or(|threads| threads == exec.threads()), "a number is a number");
@@ -23,10 +24,14 @@ fn speech(threads: Option<usize>, dtype: WeightType) -> Vec<StepOutput> {
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    for dtype in [WeightType::F32, WeightType::Q8] {
-        let expected = speech(Some(1), dtype);
+    for (dtype, keys) in [
+        (WeightType::F32, KeyStorage::F32),
+        (WeightType::Q8, KeyStorage::Bf16),
+        (WeightType::Q8, KeyStorage::Q8),
+    ] {
+        let expected = speech(Some(1), dtype, keys);
         for threads in [Some(2), Some(3), Some(7), None] {
-            assert!(speech(threads, dtype) == expected, "{threads:?} {}", dtype.name());
+            assert!(speech(threads, dtype, keys) == expected, "{threads:?} {dtype:?} {keys:?}");
         }
     }
 }

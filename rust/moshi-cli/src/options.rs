@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use moshi_core::exec::KeyStorage;
 use moshi_core::lm::WeightType;
 use moshi_core::mimi::MimiMode;
 use moshi_core::{CpuExecutor, Device, LoadOptions};
@@ -169,6 +170,30 @@ impl ModeArg {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvDtypeArg {
+    /// bf16, and f32 beside weights in f32; the executors scalar and candle keep f32.
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// 16-bit brain floats.
+    Bf16,
+    /// 8 bits, and a scale for every position and head.
+    Q8,
+}
+
+impl KvDtypeArg {
+    /// `None` leaves the choice to the executor.
+    pub(crate) fn key_storage(self) -> Option<KeyStorage> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(KeyStorage::F32),
+            Self::Bf16 => Some(KeyStorage::Bf16),
+            Self::Q8 => Some(KeyStorage::Q8),
+        }
+    }
+}
+
 impl ComputeArgs {
     pub(crate) fn device(&self) -> Device {
         match self.device {
@@ -241,6 +266,9 @@ pub(crate) struct SpeechArgs {
     /// Type of the language model's weights in memory.
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub(crate) dtype: DtypeArg,
+    /// Type of the language model's keys and values, what a session remembers.
+    #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto)]
+    pub(crate) kv_dtype: KvDtypeArg,
     /// LoRA adapter to fuse into the language model, in place of the one that the config names.
     #[arg(long, value_name = "FILE")]
     pub(crate) lora: Option<PathBuf>,
@@ -262,6 +290,7 @@ impl SpeechArgs {
             device: self.compute.device(),
             cpu_executor: self.compute.cpu_executor(),
             dtype: self.dtype.weight_type(),
+            kv_dtype: self.kv_dtype.key_storage(),
             lora: self.lora.clone(),
             codec: self.codec.mode(),
             packed_cache: self.packed_cache.clone(),
@@ -373,6 +402,9 @@ pub(crate) struct BenchArgs {
     /// Type of the language model's weights in memory.
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub(crate) dtype: DtypeArg,
+    /// Type of the language model's keys and values, what a session remembers.
+    #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto)]
+    pub(crate) kv_dtype: KvDtypeArg,
     /// Weights of the codec: exact keeps f32, fast bf16.
     #[arg(long, value_enum, default_value_t = ModeArg::Exact)]
     pub(crate) codec: ModeArg,
@@ -410,6 +442,9 @@ pub(crate) struct CompareFormatsArgs {
     /// Seed of the draws in f32.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+    /// Type of keys and values beside the compared weights; f32 weights keep them in f32.
+    #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto)]
+    pub(crate) kv_dtype: KvDtypeArg,
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -419,6 +454,9 @@ pub(crate) struct CompareFormatsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
+    /// Type of keys and values to predict with.
+    #[arg(long, value_enum, default_value_t = KvDtypeArg::Auto)]
+    pub(crate) kv_dtype: KvDtypeArg,
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,

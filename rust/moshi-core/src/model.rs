@@ -10,7 +10,7 @@ use crate::config::{LmConfig, ModelType};
 use crate::device::{CpuExecutor, Device};
 use crate::engine::{Engine, Frame, SpeechEngine, default_conditions};
 use crate::error::{Error, Result};
-use crate::exec::Executor;
+use crate::exec::{Executor, KeyStorage};
 use crate::lm::{Conditions, LanguageModel, LmFiles, LmMemory, LmOptions, Sampling, WeightType};
 use crate::mimi::{Mimi, MimiMemory, MimiMode, MimiOptions, MimiParts};
 use crate::scratch::{Scratch, Spare, Taken};
@@ -46,12 +46,14 @@ impl fmt::Display for Memory {
         };
         write!(
             f,
-            "{} for weights (language model {} in {}, codec {}) and {} for every session",
+            "{} for weights (language model {} in {}, codec {}) and {} for every session (keys and \
+             values in {})",
             size(self.weight_bytes()),
             size(self.language_model.weight_bytes),
             self.language_model.dtype.name(),
             size(self.codec.weight_bytes),
-            size(self.session_bytes())
+            size(self.session_bytes()),
+            self.language_model.kv_dtype.name()
         )
     }
 }
@@ -78,6 +80,9 @@ pub struct LoadOptions {
     pub cpu_executor: CpuExecutor,
     /// Storage of the language model's weights; `None` follows the checkpoint.
     pub dtype: Option<WeightType>,
+    /// Storage of the language model's keys and values; `None` takes bf16, and f32 beside weights
+    /// in f32, where the executor can choose.
+    pub kv_dtype: Option<KeyStorage>,
     /// Adapter to fuse into the language model, in place of the one that the config names.
     pub lora: Option<PathBuf>,
     /// Storage of the codec's weights.
@@ -120,6 +125,8 @@ pub struct ModelInfo {
     pub latency_frames: usize,
     /// Storage of the language model's weights.
     pub dtype: WeightType,
+    /// Storage of the language model's keys and values.
+    pub kv_dtype: KeyStorage,
     /// `cpu`, `cuda` or `metal`.
     pub device: &'static str,
     /// Executor and device.
@@ -177,6 +184,7 @@ impl Model {
         };
         let lm_options = LmOptions {
             dtype: options.dtype,
+            kv_dtype: options.kv_dtype,
             end_acts_as_padding: config.model_type == ModelType::Hibiki,
             lora: match &options.lora {
                 Some(path) => Some(path.into()),
@@ -196,7 +204,7 @@ impl Model {
         let mimi = Catalog::mimi(&mimi_file, repo.mimi_config.heads.query)?;
         let lm = lm_files.catalog(&config)?;
         let memory = Memory {
-            language_model: LmMemory::of(exec, &lm, &config, options.dtype)?,
+            language_model: LmMemory::of(exec, &lm, &config, options.dtype, options.kv_dtype)?,
             codec: MimiMemory::of(&repo.mimi_config, &mimi_options),
         };
         log::info!("{} takes {memory}", repo.label());
@@ -213,14 +221,16 @@ impl Model {
             frame_rate_hz: repo.mimi_config.frame_rate_hz(),
             latency_frames: config.max_delay(),
             dtype: lm.dtype(),
+            kv_dtype: lm.kv_dtype(),
             device: exec.device(),
             executor: exec.name(),
         };
         log::info!(
-            "loaded {} ({}, weights {}) on {}",
+            "loaded {} ({}, weights {}, keys and values {}) on {}",
             repo.label(),
             config.model_type.name(),
             info.dtype.name(),
+            info.kv_dtype.name(),
             info.executor
         );
         let conditions = default_conditions(&config);

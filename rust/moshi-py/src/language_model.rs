@@ -32,6 +32,8 @@ impl LanguageModel {
     ///     device: "auto" or "cpu", which are the same here.
     ///     dtype: Storage of the weights: "auto" keeps the checkpoint's type, "f32", "bf16",
     ///         "q8", "q4", as for ``StreamingModel.load``.
+    ///     kv_dtype: Storage of keys and values: "auto", "f32", "bf16", "q8", as for
+    ///         ``StreamingModel.load``.
     ///
     /// Returns:
     ///     The language model. Unlike ``StreamingModel``, it leaves all embeddings as stored: it
@@ -44,15 +46,21 @@ impl LanguageModel {
     ///         cannot be reached or refuses access.
     ///     DeviceError: Another device than the CPU.
     #[staticmethod]
-    #[pyo3(signature = (path=None, *, device="cpu", dtype="auto"))]
-    fn load(py: Python<'_>, path: Option<PathBuf>, device: &str, dtype: &str) -> PyResult<Self> {
+    #[pyo3(signature = (path=None, *, device="cpu", dtype="auto", kv_dtype="auto"))]
+    fn load(
+        py: Python<'_>,
+        path: Option<PathBuf>,
+        device: &str,
+        dtype: &str,
+        kv_dtype: &str,
+    ) -> PyResult<Self> {
         logging::install();
         options::cpu_only(device)?;
-        let dtype = options::dtype(dtype)?;
+        let (dtype, kv_dtype) = (options::dtype(dtype)?, options::kv_dtype(kv_dtype)?);
         let weights = hub::enter(py, None, |hub| {
             let repo = moshi_box::open_repo(path.as_deref(), hub)?;
             let lora = repo.lora_file()?;
-            let options = LmOptions { dtype, lora, ..LmOptions::default() };
+            let options = LmOptions { dtype, kv_dtype, lora, ..LmOptions::default() };
             Weights::load(&Cpu::new(None)?, repo.moshi_file()?, &repo.config, &options)
         })?;
         Ok(Self { weights: Arc::new(weights) })
@@ -187,6 +195,12 @@ impl LanguageModel {
     #[getter]
     fn dtype(&self) -> &'static str {
         self.weights.dtype().name()
+    }
+
+    /// Storage of keys and values: "f32", "bf16" or "q8".
+    #[getter]
+    fn kv_dtype(&self) -> &'static str {
+        self.weights.kv_dtype().name()
     }
 
     fn __repr__(&self) -> String {

@@ -44,7 +44,9 @@ impl StreamingModel {
     ///     dtype: Storage of the language model's weights: "auto" keeps the checkpoint's type,
     ///         "f32", "bf16", "q8" (8 bits and a scale for every 32 weights), "q4" (4 bits;
     ///         heads keep 8, embeddings 16).
-    ///     kv_dtype: Storage of keys and values: "auto" or "f32".
+    ///     kv_dtype: Storage of keys and values, what a session remembers: "f32", "bf16", or "q8"
+    ///         (8 bits and a scale for every position and head). "auto" is bf16, f32 beside
+    ///         weights in f32. GPUs keep "f32", whatever the weights.
     ///     seed: Seed of the default session; None draws one.
     ///     threads: Threads per step, at least 1. None measures when the model is loaded how many
     ///         help, at most as many as the process may use, and gives way to other programs.
@@ -63,7 +65,8 @@ impl StreamingModel {
     ///     CheckpointNotFoundError: The folder, the repository, the revision or a file is missing.
     ///     CheckpointError: Weights that are damaged or do not fit the config (all disagreements
     ///         are listed), or a hub that cannot be reached or refuses access.
-    ///     DeviceError: The device is not in this build or not in this machine.
+    ///     DeviceError: The device is not in this build or not in this machine, or does not keep
+    ///         keys and values in ``kv_dtype``.
     #[staticmethod]
     #[pyo3(signature = (
         path_or_repo=None, *, device="auto", dtype="auto", kv_dtype="auto", seed=None,
@@ -83,12 +86,12 @@ impl StreamingModel {
         packed_cache: Option<PathBuf>,
     ) -> PyResult<Self> {
         logging::install();
-        options::kv_dtype(kv_dtype)?;
         let threads = options::threads(threads)?;
         let options = LoadOptions {
             device: options::device(device)?,
             cpu_executor: CpuExecutor::Cpu { threads },
             dtype: options::dtype(dtype)?,
+            kv_dtype: options::kv_dtype(kv_dtype)?,
             lora: None,
             codec: options::codec_mode("codec", codec)?,
             packed_cache,
@@ -233,7 +236,7 @@ impl StreamingModel {
     ///
     /// Returns:
     ///     A dict with ``source`` (the folder or "owner/name", or "<model in the box>"),
-    ///     ``model_type``, ``device``, ``executor``, ``dtype``, ``sample_rate`` (Hz),
+    ///     ``model_type``, ``device``, ``executor``, ``dtype``, ``kv_dtype``, ``sample_rate`` (Hz),
     ///     ``frame_size`` (samples), ``frame_rate`` (Hz), ``latency_frames``, ``num_codebooks``
     ///     (audio streams of the language model), ``text_vocabulary`` (tokens), ``conditions``
     ///     (names) and ``sampling`` (a dict of the checkpoint's defaults).
@@ -254,6 +257,7 @@ impl StreamingModel {
         info.set_item("device", facts.device)?;
         info.set_item("executor", &facts.executor)?;
         info.set_item("dtype", facts.dtype.name())?;
+        info.set_item("kv_dtype", facts.kv_dtype.name())?;
         info.set_item("sample_rate", facts.sample_rate_hz)?;
         info.set_item("frame_size", facts.frame_samples)?;
         info.set_item("frame_rate", facts.frame_rate_hz)?;

@@ -1,5 +1,6 @@
 //! Options of the Python classes, from their spelling to the engine's types.
 
+use moshi_core::exec::KeyStorage;
 use moshi_core::lm::{Condition, Conditions, Sampling, WeightType};
 use moshi_core::mimi::{MimiMode, MimiOptions, MimiParts};
 use moshi_core::{Device, Error};
@@ -46,14 +47,14 @@ pub(crate) fn dtype(name: &str) -> PyResult<Option<WeightType>> {
 }
 
 /// Storage of keys and values.
-pub(crate) fn kv_dtype(name: &str) -> PyResult<()> {
-    match name {
-        "auto" | "f32" => Ok(()),
-        _ => Err(errors::option(
-            "kv_dtype",
-            quoted(name),
-            "this version keeps keys and values in \"f32\"",
-        )),
+pub(crate) fn kv_dtype(name: &str) -> PyResult<Option<KeyStorage>> {
+    let all = [KeyStorage::F32, KeyStorage::Bf16, KeyStorage::Q8];
+    match all.into_iter().find(|storage| storage.name() == name) {
+        None if name != "auto" => {
+            let reason = r#"one of "auto", "f32", "bf16", "q8""#;
+            Err(errors::option("kv_dtype", quoted(name), reason))
+        }
+        storage => Ok(storage),
     }
 }
 

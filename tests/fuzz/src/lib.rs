@@ -124,7 +124,7 @@ fn language_model(file: &TensorFile, config: &LmConfig, lora: Option<&Lora>) -> 
     if let Err(error) = catalog.check(&expected) {
         return refused(&error, file.path());
     }
-    LmMemory::of(&Scalar, &catalog, config, None).expect("it fits");
+    LmMemory::of(&Scalar, &catalog, config, None, None).expect("it fits");
     for dtype in [None, Some(WeightType::Bf16), Some(WeightType::Q4)] {
         let options = LmOptions { dtype, ..LmOptions::default() };
         let model = match LanguageModel::from_catalog(&Scalar, &catalog, config, &options) {

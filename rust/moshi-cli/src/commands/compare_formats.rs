@@ -52,7 +52,7 @@ fn compare<E: Executor>(
     bar.inc(1);
     let mut comparisons = Vec::new();
     for dtype in formats {
-        comparisons.push(course.follow(exec, repo, dtype)?);
+        comparisons.push(course.follow(exec, repo, dtype, args.kv_dtype.key_storage())?);
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -74,6 +74,8 @@ fn compare<E: Executor>(
         args.input.display(),
         exec.name()
     ))?;
+    let keys: Vec<&str> = comparisons.iter().map(|c| c.kv_dtype.name()).collect();
+    line(format_args!("keys and values in {}", keys.join(", ")))?;
     line("share of steps with the same most probable token; mean and largest divergence in nats")?;
     line(format_args!(
         "{:<6} {:>8}   {:<28}{:<28}all codebooks",
@@ -115,6 +117,7 @@ fn as_json(comparison: &Comparison) -> Value {
     };
     json!({
         "dtype": comparison.dtype.name(),
+        "kv_dtype": comparison.kv_dtype.name(),
         "weight_bytes": comparison.weight_bytes,
         "text": of(&comparison.text),
         "first_codebook": of(&comparison.first_codebook),

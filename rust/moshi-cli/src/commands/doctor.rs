@@ -6,7 +6,7 @@
 
 use moshi_core::checkpoint::layout;
 use moshi_core::config::{LmConfig, MimiConfig};
-use moshi_core::exec::{Cpu, Storage};
+use moshi_core::exec::{Cpu, Executor, KeyStorage, Storage};
 use moshi_core::lm::{LmTraffic, WeightType};
 use moshi_core::mimi::{MimiMode, MimiTraffic};
 use moshi_core::stages::Traffic;
@@ -37,7 +37,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<i32> {
         .map(|threads| Ok((threads, read_rate(threads)?)))
         .collect::<Result<Vec<_>>>()?;
     let flops = flops_per_second();
-    let predictions = predictions(&exec, &rates, flops);
+    let predictions = predictions(&exec, &rates, flops, args.kv_dtype.key_storage())?;
     if args.json {
         return print_json(&machine, &rates, flops, &predictions);
     }
@@ -51,6 +51,9 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<i32> {
     }
     line(format_args!("multiplications, 1 thread: {:.0} GFLOP/s", flops / 1e9))?;
     line("predicted milliseconds per frame of 80 ms, codec included:")?;
+    if let Some(keys) = args.kv_dtype.key_storage() {
+        line(format_args!("  (keys and values in {})", keys.name()))?;
+    }
     if machine.chosen != Ok(Isa::Avx512Vnni) {
         line("  (bounds of the memory: the kernels of these instructions are slower than it)")?;
     }
@@ -71,6 +74,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<i32> {
 struct Prediction {
     model: &'static str,
     dtype: &'static str,
+    kv_dtype: &'static str,
     frame_ms: f64,
     bytes: u64,
     /// Threads and milliseconds.
@@ -91,7 +95,12 @@ impl Prediction {
     }
 }
 
-fn predictions(exec: &Cpu, rates: &[(usize, f64)], flops: f64) -> Vec<Prediction> {
+fn predictions(
+    exec: &Cpu,
+    rates: &[(usize, f64)],
+    flops: f64,
+    keys: Option<KeyStorage>,
+) -> Result<Vec<Prediction>> {
     let mimi = MimiConfig::default();
     let types = [WeightType::Bf16, WeightType::Q8, WeightType::Q4];
     let models = LmConfig::KNOWN.into_iter().filter_map(|m| Some((m, LmConfig::known(m)?)));
@@ -99,7 +108,8 @@ fn predictions(exec: &Cpu, rates: &[(usize, f64)], flops: f64) -> Vec<Prediction
         .flat_map(|(model, config)| types.map(|dtype| (model, config.clone(), dtype)))
         .map(|(model, config, dtype)| {
             let widths = layout::first_gated_widths(&config);
-            let lm = LmTraffic::of(exec, &config, widths, Storage::Bf16, Some(dtype));
+            let keys = exec.key_storage(keys, dtype.keys())?;
+            let lm = LmTraffic::of(exec, &config, widths, Storage::Bf16, Some(dtype), keys);
             let codec = MimiTraffic::of(exec, &mimi, config.codec_codebooks(), MimiMode::Exact);
             let mut all = Traffic::default();
             let (hears, speaks) = (config.num_user_codebooks() > 0, config.num_generated > 0);
@@ -117,13 +127,14 @@ fn predictions(exec: &Cpu, rates: &[(usize, f64)], flops: f64) -> Vec<Prediction
                 let computed = codec_operations / (flops * threads as f64);
                 (threads, 1e3 * (read + computed) / REACHED)
             };
-            Prediction {
+            Ok(Prediction {
                 model,
                 dtype: dtype.name(),
+                kv_dtype: keys.name(),
                 frame_ms: 1e3 / mimi.frame_rate_hz(),
                 bytes: all.bytes(1),
                 by_threads: rates.iter().map(milliseconds).collect(),
-            }
+            })
         })
         .collect()
 }
@@ -149,6 +160,7 @@ fn print_json(
             json!({
                 "model": prediction.model,
                 "dtype": prediction.dtype,
+                "kv_dtype": prediction.kv_dtype,
                 "bytes": prediction.bytes,
                 "frame_ms": prediction.frame_ms,
                 "predicted": times,
@@ -173,8 +185,12 @@ mod tests {
     use super::*;
 
     fn of(model: &str, dtype: &str, rate: f64) -> Prediction {
+        with_keys(model, dtype, rate, None)
+    }
+
+    fn with_keys(model: &str, dtype: &str, rate: f64, keys: Option<KeyStorage>) -> Prediction {
         let exec = Cpu::new(Some(1)).unwrap();
-        let all = predictions(&exec, &[(1, rate)], 1e11);
+        let all = predictions(&exec, &[(1, rate)], 1e11, keys).unwrap();
         all.into_iter().find(|p| p.model == model && p.dtype == dtype).unwrap()
     }
 
@@ -187,5 +203,11 @@ mod tests {
         assert_eq!(of("moshi-7b", "q4", 400e9).verdict(), "real time");
         assert!(of("stt-1b", "q4", 32e9).fastest() < q8.fastest());
         assert!(of("stt-1b", "bf16", 32e9).fastest() > q8.fastest());
+        let keys = |keys| with_keys("moshi-7b", "q4", 32e9, Some(keys)).bytes;
+        let [f32, bf16, q8] = [KeyStorage::F32, KeyStorage::Bf16, KeyStorage::Q8].map(keys);
+        assert_eq!(bf16, of("moshi-7b", "q4", 32e9).bytes);
+        // 32 layers, 3008 slots, keys and values of 32 heads of 128 channels; a scale is two bytes.
+        let rows = 32 * 3008 * 2 * 32;
+        assert_eq!((f32 - bf16, bf16 - q8), (rows * 2 * 128, rows * (128 - 2)));
     }
 }

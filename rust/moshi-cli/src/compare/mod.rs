@@ -10,7 +10,7 @@ mod agreement;
 use moshi_core::Result;
 use moshi_core::checkpoint::{Catalog, Repo};
 use moshi_core::engine::default_conditions;
-use moshi_core::exec::Executor;
+use moshi_core::exec::{Executor, KeyStorage};
 use moshi_core::lm::{
     LanguageModel, LmFiles, LmMemory, LmOptions, LmOutput, LmSlot, LmState, LmStreamOptions,
     NoHooks, Sampling, StepHooks, WeightType, ZERO_TOKEN,
@@ -41,6 +41,8 @@ struct Step {
 pub struct Comparison {
     /// The format.
     pub dtype: WeightType,
+    /// Storage of keys and values.
+    pub kv_dtype: KeyStorage,
     /// Bytes of the language model's weights.
     pub weight_bytes: u64,
     /// Predictions of text.
@@ -66,7 +68,7 @@ impl Course {
     ) -> Result<Self> {
         let heard = heard(exec, repo, pcm)?;
         let mut steps = Vec::with_capacity(heard.len());
-        with_model(exec, repo, dtype, |lm, mut state, _| {
+        with_model(exec, repo, (dtype, None), |lm, mut state, _| {
             for codes in &heard {
                 let (sampling, hooks) = (Sampling::from(&lm.config().generation), &mut NoHooks);
                 let output = step(&lm, &mut state, codes, (&sampling, seed), hooks)?;
@@ -92,7 +94,7 @@ impl Course {
         self.steps.is_empty()
     }
 
-    /// Takes the same course in another format.
+    /// Takes the same course in another format, with keys and values as [`LmOptions`] says.
     ///
     /// # Errors
     /// As the loading of the model.
@@ -101,10 +103,12 @@ impl Course {
         exec: &E,
         repo: &Repo,
         dtype: WeightType,
+        kv_dtype: Option<KeyStorage>,
     ) -> Result<Comparison> {
-        with_model(exec, repo, dtype, |lm, mut state, weight_bytes| {
+        with_model(exec, repo, (dtype, kv_dtype), |lm, mut state, weight_bytes| {
             let mut comparison = Comparison {
                 dtype,
+                kv_dtype: lm.kv_dtype(),
                 weight_bytes,
                 text: Agreement::default(),
                 first_codebook: Agreement::default(),
@@ -164,14 +168,14 @@ fn heard<E: Executor>(exec: &E, repo: &Repo, pcm: &[f32]) -> Result<Vec<Vec<i64>
 fn with_model<E: Executor, T>(
     exec: &E,
     repo: &Repo,
-    dtype: WeightType,
+    (dtype, kv_dtype): (WeightType, Option<KeyStorage>),
     with: impl FnOnce(LanguageModel<E>, LmState<E>, u64) -> Result<T>,
 ) -> Result<T> {
     let config = &repo.config;
     let files = LmFiles::open(repo.moshi_file()?, config, repo.lora_file()?.as_ref())?;
     let catalog: Catalog<'_> = files.catalog(config)?;
-    let weight_bytes = LmMemory::of(exec, &catalog, config, Some(dtype))?.weight_bytes;
-    let options = LmOptions { dtype: Some(dtype), ..LmOptions::default() };
+    let weight_bytes = LmMemory::of(exec, &catalog, config, Some(dtype), kv_dtype)?.weight_bytes;
+    let options = LmOptions { dtype: Some(dtype), kv_dtype, ..LmOptions::default() };
     let lm = LanguageModel::from_catalog(exec, &catalog, config, &options)?;
     let conditions = default_conditions(config);
     let state = lm.new_state(&LmStreamOptions { conditions, guidance: None })?;

@@ -279,7 +279,7 @@ impl Executor for Candle {
     }
 
     fn conv(&self, conv: HostConv) -> Result<Conv> {
-        let HostConv { outputs, inputs, kernel, stride, weight, bias, storage: _ } = conv;
+        let HostConv { outputs, inputs, kernel, stride, weight, bias, .. } = conv.mixed();
         let weight = Tensor::from_vec(weight, (outputs, inputs, kernel), &self.device)?;
         let bias = bias.map(|bias| self.vector(bias)).transpose()?;
         Ok(Conv { inputs, outputs, stride, weight, bias })
@@ -463,9 +463,9 @@ impl Executor for Candle {
         Ok(Tensor::cat(&outputs, 0)?)
     }
 
-    fn memory(&self, kv: &Tensor, heads: Heads) -> Result<Ring> {
+    fn memory(&self, kv: &Tensor, heads: Heads, storage: KeyStorage) -> Result<Ring> {
         let (rows, key_width) = (kv.dim(0)?, heads.key_width());
-        let ring = self.ring(heads, rows, KeyStorage::F32)?;
+        let ring = self.ring(heads, rows, storage)?;
         let keys = split_heads(&kv.narrow(1, 0, key_width)?, heads.key, heads.width)?;
         let values = split_heads(&kv.narrow(1, key_width, key_width)?, heads.key, heads.width)?;
         write(&ring, 0, &keys, &values)?;

@@ -31,7 +31,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A causal convolution on the host.
 #[derive(Clone, Debug)]
@@ -44,7 +44,9 @@ pub struct HostConv {
     pub kernel: usize,
     /// Step between output positions, in input positions.
     pub stride: usize,
-    /// `[output, input, tap]` row-major.
+    /// Output channel `o` sees the input channel `o % inputs` alone.
+    pub separate: bool,
+    /// `[output, input, tap]` row-major; `[output, tap]` where channels are separate.
     pub weight: Vec<f32>,
     /// `[output]`.
     pub bias: Option<Vec<f32>>,
@@ -61,7 +63,22 @@ impl HostConv {
         weight: Vec<f32>,
         bias: Option<Vec<f32>>,
     ) -> Self {
-        Self { outputs, inputs, kernel, stride, weight, bias, storage: Storage::F32 }
+        let (separate, storage) = (false, Storage::F32);
+        Self { outputs, inputs, kernel, stride, separate, weight, bias, storage }
+    }
+
+    /// The same with every output seeing all inputs, most of them times zero.
+    fn mixed(self) -> Self {
+        let Self { outputs, inputs, kernel, .. } = self;
+        if !self.separate {
+            return self;
+        }
+        let mut weight = vec![0.0; outputs * inputs * kernel];
+        for (o, taps) in self.weight.chunks_exact(kernel).enumerate() {
+            let to = (o * inputs + o % inputs) * kernel;
+            weight[to..to + kernel].copy_from_slice(taps);
+        }
+        Self { separate: false, weight, ..self }
     }
 
     /// The convolution with weights rounded to a storage of floats.
@@ -94,13 +111,28 @@ impl HostConv {
     }
 }
 
-/// How executors that can choose store keys and values of past positions.
+/// How executors that can choose store keys and values of past positions. Attention computes in
+/// f32 whatever they are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyStorage {
     /// 32-bit floats.
     F32,
     /// bfloat16, rounded when a position is written.
     Bf16,
+    /// 8 bits, rounded when a position is written: a scale for the keys and one for the values of
+    /// every position and head.
+    Q8,
+}
+
+impl KeyStorage {
+    /// Name in options and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Q8 => "q8",
+        }
+    }
 }
 
 /// What a linear layer applies to its output.
@@ -183,6 +215,25 @@ pub trait Executor: Clone + Send + Sync + 'static {
     }
     /// Bytes that [`Executor::table`] takes for a matrix in a storage.
     fn table_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64;
+    /// How this executor stores keys and values of a model that is asked for `wanted`, or for
+    /// nothing, where `usual` fits the model's weights.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when it cannot store them so.
+    fn key_storage(&self, wanted: Option<KeyStorage>, _usual: KeyStorage) -> Result<KeyStorage> {
+        match wanted {
+            None | Some(KeyStorage::F32) => Ok(KeyStorage::F32),
+            Some(other) => Err(Error::Device {
+                device: self.device().into(),
+                reason: format!(
+                    "{} keeps keys and values in f32, not in {}: leave kv_dtype at auto, or take \
+                     the executor cpu",
+                    self.name(),
+                    other.name()
+                ),
+            }),
+        }
+    }
     /// Bytes that [`Executor::ring`] takes.
     fn ring_bytes(&self, heads: Heads, capacity: usize, _storage: KeyStorage) -> u64 {
         Storage::F32.bytes_of(capacity, 2 * heads.key_width())
@@ -226,7 +277,7 @@ pub trait Executor: Clone + Send + Sync + 'static {
 
     // State of one stream.
 
-    /// An empty ring of `capacity` positions. An executor may store more than is asked for.
+    /// An empty ring of `capacity` positions, in what [`Executor::key_storage`] gave or in f32.
     fn ring(&self, heads: Heads, capacity: usize, storage: KeyStorage) -> Result<Self::Ring>;
     /// Keys and values of the absolute positions `span`: `[position, keys then values]`.
     fn export_ring(&self, ring: &Self::Ring, span: Range<u64>) -> Result<Vec<f32>>;
@@ -291,8 +342,9 @@ pub trait Executor: Clone + Send + Sync + 'static {
         streams: &mut [S],
         ring: impl Fn(&mut S) -> &mut Self::Ring,
     ) -> Result<Self::Buffer>;
-    /// Keys and values of a fixed sequence (`[positions, keys then values]`) as a full ring.
-    fn memory(&self, kv: &Self::Buffer, heads: Heads) -> Result<Self::Ring>;
+    /// Keys and values of a fixed sequence (`[positions, keys then values]`) as a full ring, as
+    /// [`Executor::ring`].
+    fn memory(&self, kv: &Self::Buffer, heads: Heads, storage: KeyStorage) -> Result<Self::Ring>;
     /// Attends from one row per stream to every position of the stream's memory. A stream
     /// without memory gets zeros.
     fn cross_attention<S>(

@@ -6,7 +6,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use moshi_kernels::scalar::{self as kernels, Heads, MatrixRef};
+use half::bf16;
+use moshi_kernels::scalar::{self as kernels, EightBits, Heads, MatrixRef};
 
 use super::tail::Tail;
 use super::{
@@ -51,10 +52,11 @@ pub struct Conv {
     bias: Option<Vec<f32>>,
 }
 
-/// Keys and values, `[key head, slot, width]` each.
+/// Keys and values, `[key head, slot, width]` each: floats, rounded as their storage asks.
 pub struct Ring {
     heads: Heads,
     capacity: usize,
+    storage: KeyStorage,
     keys: Vec<f32>,
     values: Vec<f32>,
 }
@@ -65,8 +67,19 @@ impl Ring {
         let width = self.heads.width;
         for head in 0..self.heads.key {
             let (to, from) = ((head * self.capacity + slot) * width, head * width);
-            self.keys[to..to + width].copy_from_slice(&keys[from..from + width]);
-            self.values[to..to + width].copy_from_slice(&values[from..from + width]);
+            for (stored, row) in [(&mut self.keys, keys), (&mut self.values, values)] {
+                let stored = &mut stored[to..to + width];
+                stored.copy_from_slice(&row[from..from + width]);
+                match self.storage {
+                    KeyStorage::F32 => {}
+                    KeyStorage::Bf16 => {
+                        for value in stored {
+                            *value = bf16::from_f32(*value).to_f32();
+                        }
+                    }
+                    KeyStorage::Q8 => EightBits::round_row(stored),
+                }
+            }
         }
     }
 }
@@ -118,14 +131,19 @@ impl Executor for Scalar {
     }
 
     fn conv(&self, conv: HostConv) -> Result<Conv> {
+        let conv = conv.mixed();
         let weight = conv.by_tap();
         let HostConv { outputs, inputs, kernel, stride, bias, .. } = conv;
         Ok(Conv { inputs, outputs, kernel, stride, weight, bias })
     }
 
-    fn ring(&self, heads: Heads, capacity: usize, _storage: KeyStorage) -> Result<Ring> {
+    fn key_storage(&self, wanted: Option<KeyStorage>, _usual: KeyStorage) -> Result<KeyStorage> {
+        Ok(wanted.unwrap_or(KeyStorage::F32))
+    }
+
+    fn ring(&self, heads: Heads, capacity: usize, storage: KeyStorage) -> Result<Ring> {
         let len = heads.key_width() * capacity;
-        Ok(Ring { heads, capacity, keys: vec![0.0; len], values: vec![0.0; len] })
+        Ok(Ring { heads, capacity, storage, keys: vec![0.0; len], values: vec![0.0; len] })
     }
 
     fn export_ring(&self, ring: &Ring, span: Range<u64>) -> Result<Vec<f32>> {
@@ -296,8 +314,8 @@ impl Executor for Scalar {
         Ok(Buffer { width: query_width, data: out })
     }
 
-    fn memory(&self, kv: &Buffer, heads: Heads) -> Result<Ring> {
-        let mut ring = self.ring(heads, kv.rows(), KeyStorage::F32)?;
+    fn memory(&self, kv: &Buffer, heads: Heads, storage: KeyStorage) -> Result<Ring> {
+        let mut ring = self.ring(heads, kv.rows(), storage)?;
         self.import_ring(&mut ring, 0, &kv.data)?;
         Ok(ring)
     }

@@ -212,8 +212,26 @@ impl<E: Executor> Conditioner<E> {
     }
 }
 
-/// Five speakers of ten seconds are 625 positions; this leaves room and bounds memory.
+/// Positions of a voice in the public text-to-speech models: five recordings of ten seconds.
+pub const VOICE_POSITIONS: usize = 625;
+/// Room for many voices, and a bound of memory.
 pub(super) const MAX_POSITIONS: usize = 1 << 14;
+
+/// Positions that a stream of this model usually attends to beside its own past:
+/// [`VOICE_POSITIONS`] for every sequence, one for every other value, none for most models.
+pub(super) fn usual_positions(config: &LmConfig) -> usize {
+    let positions = |name: &String| {
+        let conditioner = config.conditioners.iter().find(|c| c.name == *name);
+        match conditioner.map(|c| &c.kind) {
+            Some(ConditionerKind::Tensor { .. }) => VOICE_POSITIONS,
+            _ => 1,
+        }
+    };
+    if !config.temporal.cross_attention {
+        return 0;
+    }
+    config.fuser.cross.iter().map(positions).sum()
+}
 
 fn check_positions(name: &str, count: usize) -> Result<()> {
     if (1..=MAX_POSITIONS).contains(&count) {

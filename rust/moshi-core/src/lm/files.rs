@@ -1,5 +1,6 @@
 //! The files of a language model, and what their weights will take in memory.
 
+use super::conditioning::usual_positions;
 use super::precision::{Footprint, WeightType};
 use crate::checkpoint::{Catalog, Lora, SourceFile, TensorFile, layout};
 use crate::config::{LmConfig, TransformerShape};
@@ -50,10 +51,13 @@ impl LmFiles {
 pub struct LmMemory {
     /// Its weights.
     pub weight_bytes: u64,
-    /// Keys and values of one stream without guidance, which doubles them.
+    /// Keys and values of one stream without guidance, which doubles them; a model that attends
+    /// to a voice is counted with [`VOICE_POSITIONS`](super::VOICE_POSITIONS) of it.
     pub stream_bytes: u64,
     /// Storage of most weights.
     pub dtype: WeightType,
+    /// Storage of keys and values.
+    pub kv_dtype: KeyStorage,
 }
 
 impl LmMemory {
@@ -66,6 +70,7 @@ impl LmMemory {
         catalog: &Catalog<'_>,
         config: &LmConfig,
         dtype: Option<WeightType>,
+        kv_dtype: Option<KeyStorage>,
     ) -> Result<Self> {
         let expected = layout::language_model(config, layout::gated_widths_of(catalog, config));
         catalog.check(&expected)?;
@@ -75,12 +80,17 @@ impl LmMemory {
         };
         let depth = config.depth.as_ref();
         let depth = depth.map(|d| rings(&d.shape, config.num_generated, KeyStorage::F32));
-        let keys = footprint.dtype.keys();
-        let temporal = rings(&config.temporal.shape, config.temporal.context, keys);
+        let keys = exec.key_storage(kv_dtype, footprint.dtype.keys())?;
+        let shape = &config.temporal.shape;
+        let temporal = rings(shape, config.temporal.context, keys);
+        let positions = usual_positions(config);
+        let cross =
+            shape.num_layers as u64 * exec.ring_bytes(shape.heads.ungrouped(), positions, keys);
         Ok(Self {
             weight_bytes: footprint.bytes,
-            stream_bytes: temporal + depth.unwrap_or(0),
+            stream_bytes: temporal + cross + depth.unwrap_or(0),
             dtype: footprint.dtype,
+            kv_dtype: keys,
         })
     }
 }

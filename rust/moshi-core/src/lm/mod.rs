@@ -19,7 +19,7 @@ mod state;
 mod step;
 mod traffic;
 
-pub use conditioning::{Condition, Conditions};
+pub use conditioning::{Condition, Conditions, VOICE_POSITIONS};
 pub use delays::{UNGENERATED_TOKEN, ZERO_TOKEN};
 pub use files::{LmFiles, LmMemory};
 pub use model::{LanguageModel, LmOptions};

@@ -11,7 +11,7 @@ use super::precision::{Footprint, WeightType};
 use crate::checkpoint::{Catalog, Expected, Fingerprint, PackedFile, SourceFile, layout};
 use crate::config::{GenerationConfig, LmConfig, ModelFiles, TEXT_END_TOKEN};
 use crate::error::Result;
-use crate::exec::{Executor, Norm, Rotary};
+use crate::exec::{Executor, KeyStorage, Norm, Rotary};
 use crate::nn::{Transformer, rms_norm_f32};
 use crate::scratch::{Scratch, Spare};
 
@@ -21,6 +21,9 @@ pub struct LmOptions {
     /// Storage of weights; `None` keeps bf16 and blocks of few bits as the checkpoint has them and
     /// widens others to f32.
     pub dtype: Option<WeightType>,
+    /// Storage of keys and values; `None` takes bf16, and f32 beside weights in f32, where the
+    /// executor can choose.
+    pub kv_dtype: Option<KeyStorage>,
     /// Copies the text embedding of padding over that of token 2 (end of sentence), so that an
     /// early end acts as padding: what the original does for Hibiki.
     pub end_acts_as_padding: bool,
@@ -45,6 +48,7 @@ pub struct LanguageModel<E: Executor> {
     pub(super) extra_heads: Vec<E::Weight>,
     pub(super) depth: Option<Depth<E>>,
     dtype: WeightType,
+    kv_dtype: KeyStorage,
     fingerprint: Fingerprint,
     pub(super) scratch: Spare<Scratch>,
 }
@@ -54,7 +58,8 @@ impl<E: Executor> LanguageModel<E> {
     ///
     /// # Errors
     /// [`Error::NotFound`](crate::Error::NotFound), [`Error::Checkpoint`](crate::Error::Checkpoint)
-    /// or [`Error::Tensors`](crate::Error::Tensors) for the file.
+    /// or [`Error::Tensors`](crate::Error::Tensors) for the file,
+    /// [`Error::Device`](crate::Error::Device) for an executor that lacks the storage of keys.
     pub fn load(
         exec: &E,
         file: impl Into<SourceFile>,
@@ -81,6 +86,7 @@ impl<E: Executor> LanguageModel<E> {
         catalog.check(&expected)?;
         let Footprint { dtype, storages, .. } =
             Footprint::new(exec, catalog, &expected, options.dtype);
+        let kv_dtype = exec.key_storage(options.kv_dtype, dtype.keys())?;
         let shape = &config.temporal.shape;
         let replaced =
             options.end_acts_as_padding.then_some((config.text_padding_id, TEXT_END_TOKEN));
@@ -96,9 +102,10 @@ impl<E: Executor> LanguageModel<E> {
         let loader = Loader { exec, catalog, dtype: options.dtype, packed: packed.as_ref() };
         let embedding = |name: &str, replaced| Embedding::load(&loader, name, replaced);
         log::info!(
-            "language model {}: weights {} on {}",
+            "language model {}: weights {}, keys and values {} on {}",
             catalog.path().display(),
             dtype.name(),
+            kv_dtype.name(),
             exec.name()
         );
         let model = Self {
@@ -126,6 +133,7 @@ impl<E: Executor> LanguageModel<E> {
                 .collect::<Result<_>>()?,
             depth: Depth::load(&loader, config)?,
             dtype,
+            kv_dtype,
             fingerprint,
             config: config.clone(),
             scratch: Spare::default(),
@@ -159,7 +167,14 @@ impl<E: Executor> LanguageModel<E> {
         self.dtype
     }
 
-    /// Identity of weights and settings.
+    /// Storage of keys and values of the temporal transformer, those of a conditioning sequence
+    /// included.
+    pub fn kv_dtype(&self) -> KeyStorage {
+        self.kv_dtype
+    }
+
+    /// Identity of weights and settings. The storage of keys and values is none of them: a stream
+    /// moves to a model that keeps them otherwise.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
     }

@@ -33,8 +33,9 @@ impl WeightType {
         }
     }
 
-    /// How keys and values are stored beside such weights.
-    pub(super) fn keys(self) -> KeyStorage {
+    /// How keys and values are stored beside such weights where nothing else is asked for and the
+    /// executor can choose.
+    pub fn keys(self) -> KeyStorage {
         match self {
             Self::F32 => KeyStorage::F32,
             Self::Bf16 | Self::Q8 | Self::Q4 => KeyStorage::Bf16,

@@ -211,7 +211,7 @@ impl<E: Executor> LanguageModel<E> {
                 for _ in 0..self.temporal.layers.len() {
                     let values = reader.floats(lane.memory_len * 2 * dim)?;
                     let heads = self.temporal.cross_heads();
-                    let mut ring = self.exec.ring(heads, lane.memory_len, KeyStorage::F32)?;
+                    let mut ring = self.exec.ring(heads, lane.memory_len, self.kv_dtype())?;
                     self.exec.import_ring(&mut ring, 0, &values)?;
                     lane.memory.push(ring);
                 }
@@ -237,7 +237,7 @@ impl<E: Executor> LanguageModel<E> {
 
     fn empty_lane(&self) -> Result<Lane<E>> {
         let temporal = &self.config.temporal;
-        let keys = self.dtype().keys();
+        let keys = self.kv_dtype();
         let ring = |_| self.exec.ring(temporal.shape.heads, temporal.context, keys);
         let rings = (0..temporal.shape.num_layers).map(ring).collect::<Result<_>>()?;
         let depth_rings = match &self.config.depth {
@@ -257,7 +257,7 @@ impl<E: Executor> LanguageModel<E> {
         cross
             .map(|cross| {
                 let kv = self.exec.linear(sequence, &cross.kv_proj, Activation::Identity)?;
-                self.exec.memory(&kv, self.temporal.cross_heads())
+                self.exec.memory(&kv, self.temporal.cross_heads(), self.kv_dtype())
             })
             .collect()
     }

@@ -1,9 +1,10 @@
 //! What a step of a language model reads, computed from its config.
 
+use super::conditioning::usual_positions;
 use super::precision::{WeightType, is_table, storage_of};
 use crate::checkpoint::layout::{self, GatedWidths};
 use crate::config::LmConfig;
-use crate::exec::{Executor, Storage};
+use crate::exec::{Executor, KeyStorage, Storage};
 use crate::stages::Traffic;
 
 /// Traffic of the two transformers of a language model.
@@ -16,13 +17,16 @@ pub struct LmTraffic {
 }
 
 impl LmTraffic {
-    /// Traffic of a model whose checkpoint stores `stored` and that is loaded as `wanted`.
+    /// Traffic of a model whose checkpoint stores `stored` and that is loaded as `wanted`, with
+    /// keys and values in `keys`, see [`Executor::key_storage`]. A model that attends to a voice
+    /// is counted with [`VOICE_POSITIONS`](super::VOICE_POSITIONS) of it.
     pub fn of<E: Executor>(
         exec: &E,
         config: &LmConfig,
         widths: GatedWidths,
         stored: Storage,
         wanted: Option<WeightType>,
+        keys: KeyStorage,
     ) -> Self {
         let mut traffic = Self::default();
         for tensor in layout::language_model(config, widths) {
@@ -52,11 +56,14 @@ impl LmTraffic {
         }
         let temporal = &config.temporal;
         let layers = temporal.shape.num_layers as u64;
-        let wanted = wanted.unwrap_or(WeightType::of(stored));
-        traffic.temporal.stream_bytes +=
-            layers * exec.ring_bytes(temporal.shape.heads, temporal.context, wanted.keys());
-        traffic.temporal.multiplications +=
-            layers * (2 * temporal.context * temporal.shape.heads.query_width()) as u64;
+        let heads = temporal.shape.heads;
+        for (heads, positions) in
+            [(heads, temporal.context), (heads.ungrouped(), usual_positions(config))]
+        {
+            traffic.temporal.stream_bytes += layers * exec.ring_bytes(heads, positions, keys);
+            traffic.temporal.multiplications +=
+                layers * (2 * positions * heads.query_width()) as u64;
+        }
         traffic
     }
 }
@@ -75,12 +82,14 @@ fn uses(name: &str, config: &LmConfig) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exec::Scalar;
+    use moshi_kernels::isa::Isa;
+
+    use crate::exec::{Cpu, Scalar};
 
     fn traffic(name: &str, wanted: WeightType) -> LmTraffic {
         let config = LmConfig::known(name).unwrap();
         let widths = layout::first_gated_widths(&config);
-        LmTraffic::of(&Scalar, &config, widths, Storage::Bf16, Some(wanted))
+        LmTraffic::of(&Scalar, &config, widths, Storage::Bf16, Some(wanted), KeyStorage::F32)
     }
 
     /// Published counts of parameters that a step reads, in millions: temporal with heads, depth.
@@ -111,6 +120,27 @@ mod tests {
         assert_eq!(wide.temporal.multiplications, narrow.temporal.multiplications);
         let ratio = wide.temporal.weight_bytes as f64 / narrow.temporal.weight_bytes as f64;
         assert!((ratio - 16.0 / 8.5).abs() < 0.01, "{ratio}");
+    }
+
+    #[test]
+    fn a_voice_is_read_beside_the_past() {
+        let exec = Cpu::with(Isa::Scalar, Some(1)).unwrap();
+        for (name, voice) in [("stt-1b", 0), ("moshi-7b", 0), ("tts-0.75b", 0), ("tts-1.6b", 625)] {
+            let config = LmConfig::known(name).unwrap();
+            let widths = layout::first_gated_widths(&config);
+            let [f32, bf16, q8] = [KeyStorage::F32, KeyStorage::Bf16, KeyStorage::Q8].map(|keys| {
+                let stored = (Storage::Bf16, Some(WeightType::Bf16));
+                let lm = LmTraffic::of(&exec, &config, widths, stored.0, stored.1, keys);
+                lm.temporal.stream_bytes as usize
+            });
+            let shape = &config.temporal.shape;
+            let slots = config.temporal.context.next_multiple_of(16);
+            let own = slots * shape.heads.key;
+            let rows = own + usize::next_multiple_of(voice, 16) * shape.heads.query;
+            let rows = 2 * shape.num_layers * rows;
+            assert_eq!(f32 - bf16, 2 * rows * shape.heads.width, "{name}");
+            assert_eq!(bf16 - q8, rows * (shape.heads.width - 2), "{name}");
+        }
     }
 
     #[test]

@@ -42,19 +42,17 @@ impl<E: Executor> Loader<'_, E> {
         let stored = self.catalog.read(&weight_name)?;
         let shape = self.catalog.shape(&weight_name).expect("read above").to_vec();
         let [inputs, outputs, taps] = shape[..] else { unreachable!("shapes are checked") };
-        let depthwise = channels == Channels::Separate;
-        let outputs = if depthwise { inputs } else { outputs };
-        let mut weight = vec![0.0; stride * outputs * inputs * 2];
+        // Of separate channels, the stored weights are those of one input each: its own.
+        let (outputs, seen) = match channels {
+            Channels::Mixed => (outputs, inputs),
+            Channels::Separate => (inputs, 1),
+        };
+        let mut weight = Vec::with_capacity(stride * outputs * seen * 2);
         for j in 0..stride {
             for o in 0..outputs {
-                for i in 0..inputs {
-                    if depthwise && i != o {
-                        continue;
-                    }
-                    let from = (if depthwise { i } else { i * outputs + o }) * taps;
-                    let to = ((j * outputs + o) * inputs + i) * 2;
-                    weight[to] = stored[from + stride + j];
-                    weight[to + 1] = stored[from + j];
+                for i in 0..seen {
+                    let from = (i * outputs + o) * taps;
+                    weight.extend([stored[from + stride + j], stored[from + j]]);
                 }
             }
         }
@@ -63,7 +61,9 @@ impl<E: Executor> Loader<'_, E> {
         let bias = bias.then(|| self.catalog.read(&bias_name)).transpose()?;
         let bias = bias.map(|bias| bias.repeat(stride));
         let shape = [stride * outputs, inputs, 2];
-        let mut conv = self.build(HostConv::new(shape, 1, weight, bias))?;
+        let separate = channels == Channels::Separate;
+        let conv = HostConv { separate, ..HostConv::new(shape, 1, weight, bias) };
+        let mut conv = self.build(conv)?;
         conv.output_width = outputs;
         Ok(conv)
     }

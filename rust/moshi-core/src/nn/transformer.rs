@@ -72,7 +72,7 @@ pub struct Transformer<E: Executor> {
 impl<E: Executor> Transformer<E> {
     /// Attention shape of the conditioning sequence, whose keys are never grouped.
     pub fn cross_heads(&self) -> Heads {
-        Heads { key: self.heads.query, ..self.heads }
+        self.heads.ungrouped()
     }
 
     /// The matrices that every step multiplies.

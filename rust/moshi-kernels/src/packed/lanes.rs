@@ -21,6 +21,8 @@ pub(super) mod scalar {
     pub(crate) const FLOAT_ROWS: usize = 4;
     /// Rows of activations that a kernel of few bits takes at a time.
     pub(crate) const BLOCK_ROWS: usize = 4;
+    /// Lanes of a position's value whose sums registers hold.
+    pub(crate) const VALUE_LANES: usize = 4;
 
     #[inline]
     pub(crate) fn splat(value: f32) -> F {
@@ -52,6 +54,16 @@ pub(super) mod scalar {
             *value = f16::from_le_bytes(*bits).to_f32();
         }
         values
+    }
+
+    #[inline]
+    pub(crate) fn load_i8(bytes: &[u8; 16]) -> F {
+        bytes.map(|byte| f32::from(byte.cast_signed()))
+    }
+
+    #[inline]
+    pub(crate) fn load_sums(sums: &[f32; 16]) -> F {
+        *sums
     }
 
     #[inline]
@@ -115,13 +127,14 @@ pub(super) mod scalar {
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2 {
     use std::arch::x86_64::{
-        __m128i, __m256, __m256i, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32,
-        _mm256_add_ps, _mm256_and_si256, _mm256_castsi256_ps, _mm256_castsi256_si128,
-        _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extracti128_si256,
-        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-        _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16,
-        _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_sign_epi8,
-        _mm256_slli_epi32, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
+        __m128i, __m256, __m256i, _mm_loadu_si128, _mm_unpackhi_epi64, _mm256_abs_epi8,
+        _mm256_add_epi16, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_castsi256_ps,
+        _mm256_castsi256_si128, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32,
+        _mm256_cvtph_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps,
+        _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps,
+        _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
+        _mm256_setzero_si256, _mm256_sign_epi8, _mm256_slli_epi32, _mm256_srli_epi16,
+        _mm256_storeu_ps, _mm256_xor_si256,
     };
 
     use super::GROUP;
@@ -130,6 +143,7 @@ pub(super) mod avx2 {
     pub(crate) type I = [__m256i; 2];
     pub(crate) const FLOAT_ROWS: usize = 2;
     pub(crate) const BLOCK_ROWS: usize = 2;
+    pub(crate) const VALUE_LANES: usize = 4;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -165,6 +179,26 @@ pub(super) mod avx2 {
         let bits = unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) };
         let low = _mm256_cvtph_ps(_mm256_castsi256_si128(bits));
         let high = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(bits));
+        [low, high]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(crate) fn load_i8(bytes: &[u8; 16]) -> F {
+        // SAFETY: sixteen bytes.
+        let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
+        let low = _mm256_cvtepi8_epi32(bytes);
+        let high = _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes));
+        to_float([low, high])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(crate) fn load_sums(sums: &[f32; 16]) -> F {
+        // SAFETY: eight of sixteen floats.
+        let low = unsafe { _mm256_loadu_ps(sums.as_ptr()) };
+        // SAFETY: the other eight.
+        let high = unsafe { _mm256_loadu_ps(sums.as_ptr().add(8)) };
         [low, high]
     }
 
@@ -260,10 +294,11 @@ pub(super) mod avx2 {
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512 {
     use std::arch::x86_64::{
-        __m512, __m512i, _mm256_loadu_si256, _mm512_add_ps, _mm512_and_si512, _mm512_castsi512_ps,
-        _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8,
-        _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps,
+        __m512, __m512i, _mm_loadu_si128, _mm256_loadu_si256, _mm512_add_ps, _mm512_and_si512,
+        _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32,
+        _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+        _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32,
+        _mm512_srli_epi16, _mm512_storeu_ps,
     };
 
     use super::GROUP;
@@ -272,6 +307,7 @@ pub(super) mod avx512 {
     pub(crate) type I = __m512i;
     pub(crate) const FLOAT_ROWS: usize = 8;
     pub(crate) const BLOCK_ROWS: usize = 8;
+    pub(crate) const VALUE_LANES: usize = 8;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -299,6 +335,21 @@ pub(super) mod avx512 {
     pub(crate) fn load_f16(bytes: &[u8; 32]) -> F {
         // SAFETY: thirty-two bytes.
         _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    pub(crate) fn load_i8(bytes: &[u8; 16]) -> F {
+        // SAFETY: sixteen bytes.
+        let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
+        to_float(_mm512_cvtepi8_epi32(bytes))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    pub(crate) fn load_sums(sums: &[f32; 16]) -> F {
+        // SAFETY: sixteen floats.
+        unsafe { _mm512_loadu_ps(sums.as_ptr()) }
     }
 
     #[inline]

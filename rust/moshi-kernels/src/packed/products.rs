@@ -27,13 +27,24 @@ pub(super) type Tile4Affine = [u8; 4 * 64 + 64];
 pub(super) type Lane32 = [u8; 4 * PANEL];
 /// One input's weights of 16 outputs in bf16.
 pub(super) type Lane16 = [u8; 2 * PANEL];
+/// One channel's keys of 16 positions in 8 bits, or 16 channels of a value.
+pub(super) type Lane8 = [u8; PANEL];
+
+/// Positions whose values a cache of 32 KiB holds, whatever their width.
+const VALUE_POSITIONS: usize = 32;
+
+/// A number that is stored in bf16.
+#[inline(always)]
+pub(super) fn widened(bytes: [u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+}
 
 /// Results of a panel for some rows.
 pub(super) type Out<const ROWS: usize> = [[f32; PANEL]; ROWS];
 
 /// Part of an array at a fixed place.
 #[inline(always)]
-fn part<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
+pub(super) fn part<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
     bytes[at..at + N].try_into().expect("a constant range")
 }
 
@@ -178,41 +189,87 @@ macro_rules! panels_times_rows {
 /// Attention over tiles of 16 positions.
 macro_rules! scores_and_values {
     ($scores:ident, $weigh:ident, $kernel:ident, $load:ident, $lane:ty, $(#[$features:meta])?) => {
-        /// Products of a query with whole tiles of keys.
+        /// Products of a query with whole tiles of keys. Behind the keys of a tile of 8 bits lie
+        /// the scales of its positions.
         $(#[$features])?
         pub(crate) fn $scores(keys: &[$lane], query: &[f32], scores: &mut [f32]) {
             let width = query.len();
-            let (pairs, last) = scores.as_chunks_mut::<{ 2 * PANEL }>();
-            let whole = pairs.len() * 2 * width;
-            for (scores, keys) in pairs.iter_mut().zip(keys.chunks_exact(2 * width)) {
-                let (one, two) = keys.split_at(width);
-                let [[one], [two]] = $kernel::<2, 1>([one, two], [query]);
-                scores[..PANEL].copy_from_slice(&one);
-                scores[PANEL..].copy_from_slice(&two);
+            let (mut scores, _) = scores.as_chunks_mut::<PANEL>();
+            let tile = keys.len() / scores.len().max(1);
+            let mut tiles = keys.chunks_exact(tile.max(1));
+            macro_rules! step {
+                ($tiles:expr) => {
+                    while scores.len() >= $tiles {
+                        let mut taken: [&[$lane]; $tiles] = [&[]; $tiles];
+                        for (taken, tile) in taken.iter_mut().zip(&mut tiles) {
+                            *taken = tile;
+                        }
+                        let mut keys = taken;
+                        for t in 0..$tiles {
+                            keys[t] = &taken[t][..width];
+                        }
+                        let products = $kernel::<{ $tiles }, 1>(keys, [query]);
+                        let (out, rest) = scores.split_at_mut($tiles);
+                        for t in 0..$tiles {
+                            out[t] = products[t][0];
+                            let scales = taken[t][width..].as_flattened().as_chunks().0;
+                            for (score, scale) in out[t].iter_mut().zip(scales) {
+                                *score *= widened(*scale);
+                            }
+                        }
+                        scores = rest;
+                    }
+                };
             }
-            if !last.is_empty() {
-                let [[one]] = $kernel::<1, 1>([&keys[whole..]], [query]);
-                last.copy_from_slice(&one);
-            }
+            step!(4);
+            step!(2);
+            step!(1);
         }
 
-        /// Adds values, weighted, to `sums`: channels `16 * panel ..` of every position, whose
-        /// values are `lanes` times 16 channels.
+        /// Adds the values of positions, weighted, to `sums`: one chain in the order of the
+        /// positions for every channel.
         $(#[$features])?
-        pub(crate) fn $weigh(
-            values: &[$lane],
-            (panel, lanes): (usize, usize),
-            weights: &[f32],
-            sums: &mut [f32; PANEL],
-        ) {
-            let mut total = splat(0.0);
-            for (position, weight) in values.chunks_exact(lanes).zip(weights) {
-                total = fma($load(&position[panel]), splat(*weight), total);
+        pub(crate) fn $weigh(values: &[$lane], weights: &[f32], sums: &mut [[f32; PANEL]]) {
+            #[inline]
+            $(#[$features])?
+            fn some_lanes<const LANES: usize>(
+                values: &[$lane],
+                (first, lanes): (usize, usize),
+                weights: &[f32],
+                sums: &mut [[f32; PANEL]; LANES],
+            ) {
+                let mut totals: [F; LANES] = [splat(0.0); LANES];
+                for l in 0..LANES {
+                    totals[l] = load_sums(&sums[l]);
+                }
+                for (position, weight) in values.chunks_exact(lanes).zip(weights) {
+                    let weight = splat(*weight);
+                    let position = &position[first..first + LANES];
+                    for l in 0..LANES {
+                        totals[l] = fma($load(&position[l]), weight, totals[l]);
+                    }
+                }
+                for l in 0..LANES {
+                    store(totals[l], &mut sums[l]);
+                }
             }
-            let mut values = [0.0; PANEL];
-            store(total, &mut values);
-            for (sum, value) in sums.iter_mut().zip(values) {
-                *sum += value;
+            let lanes = sums.len();
+            // Where registers do not hold the sums of all channels, a cache holds these values
+            // until all of them are weighted.
+            let blocks = values.chunks(VALUE_POSITIONS * lanes);
+            for (values, weights) in blocks.zip(weights.chunks(VALUE_POSITIONS)) {
+                let mut first = 0;
+                macro_rules! step {
+                    ($lanes:expr) => {
+                        while let Some(sums) = sums[first..].first_chunk_mut::<{ $lanes }>() {
+                            some_lanes(values, (first, lanes), weights, sums);
+                            first += $lanes;
+                        }
+                    };
+                }
+                step!(VALUE_LANES);
+                step!(2);
+                step!(1);
             }
         }
     };
@@ -222,12 +279,12 @@ macro_rules! kernels {
     ($name:ident, $(#[$features:meta])?) => {
         pub(super) mod $name {
             use super::lanes::$name::{
-                BLOCK_ROWS, F, FLOAT_ROWS, I, add, dot_4, dot_8, fma, load, load_bf16, load_f16,
-                mul, splat, start_4, start_8, store, to_float,
+                BLOCK_ROWS, F, FLOAT_ROWS, I, VALUE_LANES, add, dot_4, dot_8, fma, load, load_bf16,
+                load_f16, load_i8, load_sums, mul, splat, start_4, start_8, store, to_float,
             };
             use super::{
-                BLOCK, Block, FloatRows, Lane16, Lane32, Out, Outputs, PANEL, Quantised, Range,
-                Tile4, Tile4Affine, Tile8, part,
+                BLOCK, Block, FloatRows, Lane8, Lane16, Lane32, Out, Outputs, PANEL, Quantised,
+                Range, Tile4, Tile4Affine, Tile8, VALUE_POSITIONS, part, widened,
             };
 
             rows_of_blocks!(eight_bits_rows, eight_bits, Tile8, $(#[$features])?);
@@ -326,9 +383,11 @@ macro_rules! kernels {
 
             panels_times_rows!(floats, load, Lane32, $(#[$features])?);
             panels_times_rows!(half_floats, load_bf16, Lane16, $(#[$features])?);
+            panels_times_rows!(bytes, load_i8, Lane8, $(#[$features])?);
 
             scores_and_values!(scores_32, weigh_32, floats, load, Lane32, $(#[$features])?);
             scores_and_values!(scores_16, weigh_16, half_floats, load_bf16, Lane16, $(#[$features])?);
+            scores_and_values!(scores_8, weigh_8, bytes, load_i8, Lane8, $(#[$features])?);
 
             #[inline]
             $(#[$features])?

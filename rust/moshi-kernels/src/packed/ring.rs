@@ -1,21 +1,22 @@
 //! Keys and values of past positions, in the order in which attention reads them.
 //!
 //! Keys lie in tiles of 16 positions, channel by channel, as the weights of a panel of 16 outputs
-//! do: a score is such a product. Values lie position by position. Both are f32 or bf16;
-//! arithmetic is in f32.
+//! do: a score is such a product. Values lie position by position. Both are f32, bf16 or
+//! [8 bits](EightBits), whose scales lie behind every tile of keys and behind all values of a
+//! head; arithmetic is in f32.
 
 use std::io;
 use std::ops::Range;
 
 use half::bf16;
 
-use super::products::{Lane16, Lane32, PANEL};
+use super::products::{Lane8, Lane16, Lane32, PANEL, part, widened};
 use super::rows::Rows;
 use super::{Kernels, split};
 use crate::huge_memory::{HUGE_PAGE_BYTES, HugeMemory};
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::scalar::Heads;
+use crate::scalar::{EightBits, Heads};
 
 use super::products;
 
@@ -26,6 +27,8 @@ pub enum RingFormat {
     F32,
     /// bfloat16, rounded when a position is written.
     Bf16,
+    /// [8 bits](EightBits) and a scale for every position and key head, keys and values apart.
+    Q8,
 }
 
 impl RingFormat {
@@ -33,7 +36,25 @@ impl RingFormat {
         match self {
             Self::F32 => 4,
             Self::Bf16 => 2,
+            Self::Q8 => 1,
         }
+    }
+
+    fn scale_bytes(self) -> usize {
+        match self {
+            Self::F32 | Self::Bf16 => 0,
+            Self::Q8 => 2,
+        }
+    }
+
+    /// Bytes of 16 positions' keys of a head.
+    fn key_tile_bytes(self, width: usize) -> usize {
+        PANEL * (width * self.value_bytes() + self.scale_bytes())
+    }
+
+    /// Bytes of a position's value of a head, which is whole lanes, without its scale.
+    fn value_row_bytes(self, width: usize) -> usize {
+        width.next_multiple_of(PANEL) * self.value_bytes()
     }
 }
 
@@ -71,8 +92,10 @@ impl PackedRing {
 
     /// Bytes of a ring.
     pub fn bytes_of(heads: Heads, capacity: usize, format: RingFormat) -> usize {
-        let widths = heads.width + heads.width.next_multiple_of(PANEL);
-        capacity.next_multiple_of(PANEL) * heads.key * widths * format.value_bytes()
+        let slots = capacity.next_multiple_of(PANEL);
+        let keys = slots / PANEL * format.key_tile_bytes(heads.width);
+        let values = slots * (format.value_row_bytes(heads.width) + format.scale_bytes());
+        heads.key * (keys + values)
     }
 
     /// Positions held.
@@ -87,34 +110,31 @@ impl PackedRing {
 
     /// Floats of scratch memory that [`PackedRing::attend`] needs.
     pub fn scratch_len(&self) -> usize {
-        self.heads.query * self.slots
+        self.heads.query * self.scratch_row()
+    }
+
+    /// Of every query head: a score of each position, and the sums of its output in whole lanes.
+    fn scratch_row(&self) -> usize {
+        self.slots + self.heads.width.next_multiple_of(PANEL)
     }
 
     /// Stores a position: `keys` and `values` are `[key head, width]`.
     pub fn write(&mut self, position: u64, keys: &[f32], values: &[f32]) {
-        let slot = self.slot(position);
-        for head in 0..self.heads.key {
-            let from = head * self.heads.width;
-            for channel in 0..self.heads.width {
-                let (key_at, value_at) =
-                    (self.key_at(head, slot, channel), self.value_at(head, slot));
-                self.put(key_at, keys[from + channel]);
-                self.put(value_at + channel, values[from + channel]);
-            }
+        let (slot, width) = (self.slot(position), self.heads.width);
+        let heads = keys.chunks_exact(width).zip(values.chunks_exact(width));
+        for (head, (keys, values)) in heads.enumerate() {
+            self.put(self.key_row(head, slot), keys);
+            self.put(self.value_row(head, slot), values);
         }
     }
 
     /// Appends a stored position to `out`: keys, then values.
     pub fn read(&self, position: u64, out: &mut Vec<f32>) {
         let slot = self.slot(position);
-        for head in 0..self.heads.key {
-            let keys = (0..self.heads.width).map(|c| self.get(self.key_at(head, slot, c)));
-            out.extend(keys);
-        }
-        for head in 0..self.heads.key {
-            let start = self.value_at(head, slot);
-            out.extend((start..start + self.heads.width).map(|at| self.get(at)));
-        }
+        let keys = (0..self.heads.key).map(|head| self.key_row(head, slot));
+        keys.for_each(|row| self.get(row, out));
+        let values = (0..self.heads.key).map(|head| self.value_row(head, slot));
+        values.for_each(|row| self.get(row, out));
     }
 
     /// Attention of one position over the absolute positions `visible`, as
@@ -144,11 +164,11 @@ impl PackedRing {
         } else {
             [first..self.slots, 0..first + count - self.slots]
         };
-        let cost = 2 * count * heads * width * self.format.value_bytes();
-        let (scores, outs) = (Rows::new(scratch, self.slots), Rows::new(out, width));
+        let cost = count * heads * self.format.key_tile_bytes(width) / PANEL * 2;
+        let (scratches, outs) = (Rows::new(scratch, self.scratch_row()), Rows::new(out, width));
         split(pool, heads, cost, &|head| {
             // SAFETY: every head is one part of the work, with rows of its own.
-            let scores = unsafe { scores.row(head) };
+            let scratch = unsafe { scratches.row(head) };
             // SAFETY: as above.
             let out = unsafe { outs.row(head) };
             self.attend_head(
@@ -156,7 +176,7 @@ impl PackedRing {
                 head,
                 &query[head * width..(head + 1) * width],
                 &runs,
-                scores,
+                scratch,
                 out,
             );
         });
@@ -168,19 +188,19 @@ impl PackedRing {
         head: usize,
         query: &[f32],
         runs: &[Range<usize>; 2],
-        scores: &mut [f32],
+        scratch: &mut [f32],
         out: &mut [f32],
     ) {
+        let (scores, sums) = scratch.split_at_mut(self.slots);
+        sums.fill(0.0);
         let width = self.heads.width;
         let head = head / (self.heads.query / self.heads.key);
-        let bytes = self.bytes();
-        let value_bytes = self.format.value_bytes();
-        let keys = &bytes[value_bytes * self.key_at(head, 0, 0)..];
+        let tile_bytes = self.format.key_tile_bytes(width);
+        let keys = &self.bytes()[self.key_row(head, 0).first..];
         for run in runs {
             let tiles = run.start / PANEL..run.end.div_ceil(PANEL);
             let scores = &mut scores[tiles.start * PANEL..tiles.end * PANEL];
-            let keys = &keys[value_bytes * tiles.start * PANEL * width..];
-            let keys = &keys[..value_bytes * tiles.len() * PANEL * width];
+            let keys = &keys[tile_bytes * tiles.start..tile_bytes * tiles.end];
             match self.format {
                 RingFormat::F32 => {
                     let lanes: &[Lane32] = keys.as_chunks().0;
@@ -189,6 +209,10 @@ impl PackedRing {
                 RingFormat::Bf16 => {
                     let lanes: &[Lane16] = keys.as_chunks().0;
                     dispatch!(kernels, products::scores_16(lanes, query, scores));
+                }
+                RingFormat::Q8 => {
+                    let lanes: &[Lane8] = keys.as_chunks().0;
+                    dispatch!(kernels, products::scores_8(lanes, query, scores));
                 }
             }
         }
@@ -206,43 +230,42 @@ impl PackedRing {
             }
             total += kernels.exp_minus(scores, 0.0);
         }
-        let lanes_per_slot = width.div_ceil(PANEL);
-        let values = &bytes[value_bytes * self.value_at(head, 0)..];
-        for panel in 0..lanes_per_slot {
-            let mut sums = [0.0; PANEL];
-            for run in runs {
-                let weights = &scores[run.clone()];
-                let first = run.start * lanes_per_slot;
-                match self.format {
-                    RingFormat::F32 => {
-                        let lanes: &[Lane32] = values.as_chunks().0;
-                        dispatch!(
-                            kernels,
-                            products::weigh_32(
-                                &lanes[first..],
-                                (panel, lanes_per_slot),
-                                weights,
-                                &mut sums
-                            )
-                        );
-                    }
-                    RingFormat::Bf16 => {
-                        let lanes: &[Lane16] = values.as_chunks().0;
-                        dispatch!(
-                            kernels,
-                            products::weigh_16(
-                                &lanes[first..],
-                                (panel, lanes_per_slot),
-                                weights,
-                                &mut sums
-                            )
-                        );
-                    }
-                }
+        for run in runs {
+            self.weigh(kernels, head, run, &mut scores[run.clone()], sums.as_chunks_mut().0);
+        }
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = *sum / total;
+        }
+    }
+
+    /// Adds the values of a run of positions, weighted, to `sums`.
+    fn weigh(
+        &self,
+        kernels: Kernels,
+        head: usize,
+        run: &Range<usize>,
+        weights: &mut [f32],
+        sums: &mut [[f32; PANEL]],
+    ) {
+        let Row { first, scale, .. } = self.value_row(head, run.start);
+        let values = &self.bytes()[first..];
+        let values = &values[..run.len() * self.format.value_row_bytes(self.heads.width)];
+        match self.format {
+            RingFormat::F32 => {
+                let lanes: &[Lane32] = values.as_chunks().0;
+                dispatch!(kernels, products::weigh_32(lanes, weights, sums));
             }
-            let out = &mut out[panel * PANEL..((panel + 1) * PANEL).min(width)];
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = sum / total;
+            RingFormat::Bf16 => {
+                let lanes: &[Lane16] = values.as_chunks().0;
+                dispatch!(kernels, products::weigh_16(lanes, weights, sums));
+            }
+            RingFormat::Q8 => {
+                let scales = self.bytes()[scale..].as_chunks().0;
+                for (weight, scale) in weights.iter_mut().zip(scales) {
+                    *weight *= widened(*scale);
+                }
+                let lanes: &[Lane8] = values.as_chunks().0;
+                dispatch!(kernels, products::weigh_8(lanes, weights, sums));
             }
         }
     }
@@ -251,16 +274,30 @@ impl PackedRing {
         (position % self.slots as u64) as usize
     }
 
-    /// Place of a key's channel, in values.
-    fn key_at(&self, head: usize, slot: usize, channel: usize) -> usize {
+    /// Where a position's keys of a head are.
+    fn key_row(&self, head: usize, slot: usize) -> Row {
+        let width = self.heads.width;
         let tile = head * self.slots / PANEL + slot / PANEL;
-        (tile * self.heads.width + channel) * PANEL + slot % PANEL
+        let (start, place) = (tile * self.format.key_tile_bytes(width), slot % PANEL);
+        let (value, scale) = (self.format.value_bytes(), self.format.scale_bytes());
+        Row {
+            first: start + place * value,
+            step: PANEL * value,
+            scale: start + PANEL * width * value + place * scale,
+        }
     }
 
-    /// Place of a value's first channel, in values.
-    fn value_at(&self, head: usize, slot: usize) -> usize {
-        let keys = self.heads.key * self.slots * self.heads.width;
-        keys + (head * self.slots + slot) * self.heads.width.next_multiple_of(PANEL)
+    /// Where a position's value of a head is.
+    fn value_row(&self, head: usize, slot: usize) -> Row {
+        let Heads { key: heads, width, .. } = self.heads;
+        let (row, scale) = (self.format.value_row_bytes(width), self.format.scale_bytes());
+        let keys = heads * self.slots / PANEL * self.format.key_tile_bytes(width);
+        let start = keys + head * self.slots * (row + scale);
+        Row {
+            first: start + slot * row,
+            step: self.format.value_bytes(),
+            scale: start + self.slots * row + slot * scale,
+        }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -270,27 +307,58 @@ impl PackedRing {
         }
     }
 
-    fn put(&mut self, at: usize, value: f32) {
+    fn put(&mut self, row: Row, values: &[f32]) {
         let bytes = match &mut self.memory {
             Memory::Small(bytes) => &mut bytes[..],
             Memory::Huge(bytes) => &mut bytes[..],
         };
+        let places = (row.first..).step_by(row.step);
         match self.format {
-            RingFormat::F32 => bytes[4 * at..4 * at + 4].copy_from_slice(&value.to_le_bytes()),
+            RingFormat::F32 => {
+                for (at, value) in places.zip(values) {
+                    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+                }
+            }
             RingFormat::Bf16 => {
-                let value = bf16::from_f32(value);
-                bytes[2 * at..2 * at + 2].copy_from_slice(&value.to_le_bytes());
+                for (at, value) in places.zip(values) {
+                    let value = bf16::from_f32(*value);
+                    bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
+                }
+            }
+            RingFormat::Q8 => {
+                let bits = EightBits::of(values);
+                bytes[row.scale..row.scale + 2].copy_from_slice(&bits.scale().to_le_bytes());
+                for (at, value) in places.zip(values) {
+                    bytes[at] = bits.round(*value).cast_unsigned();
+                }
             }
         }
     }
 
-    fn get(&self, at: usize) -> f32 {
+    fn get(&self, row: Row, out: &mut Vec<f32>) {
         let bytes = self.bytes();
+        let places = (row.first..).step_by(row.step).take(self.heads.width);
         match self.format {
-            RingFormat::F32 => f32::from_le_bytes(bytes.as_chunks().0[at]),
-            RingFormat::Bf16 => bf16::from_le_bytes(bytes.as_chunks().0[at]).to_f32(),
+            RingFormat::F32 => {
+                out.extend(places.map(|at| f32::from_le_bytes(*part(bytes, at))));
+            }
+            RingFormat::Bf16 => out.extend(places.map(|at| widened(*part(bytes, at)))),
+            RingFormat::Q8 => {
+                let scale = widened(*part(bytes, row.scale));
+                out.extend(places.map(|at| scale * f32::from(bytes[at].cast_signed())));
+            }
         }
     }
+}
+
+/// Places in a ring, in bytes.
+#[derive(Clone, Copy)]
+struct Row {
+    first: usize,
+    /// From one channel to the next.
+    step: usize,
+    /// Of the scale, where there is one.
+    scale: usize,
 }
 
 #[cfg(test)]
@@ -305,9 +373,9 @@ mod tests {
     #[test]
     fn attention_equals_the_reference_over_what_the_ring_stores() {
         let pool = Pool::new(2);
-        for (query, key, width) in [(4, 4, 64), (4, 2, 24), (2, 1, 8)] {
+        for (query, key, width) in [(4, 4, 64), (4, 2, 24), (2, 1, 8), (2, 2, 208)] {
             let heads = Heads { query, key, width };
-            for format in [RingFormat::F32, RingFormat::Bf16] {
+            for format in [RingFormat::F32, RingFormat::Bf16, RingFormat::Q8] {
                 let capacity = 37;
                 let mut ring = PackedRing::new(heads, capacity, format).unwrap();
                 let plain = key * capacity * width;
@@ -356,5 +424,62 @@ mod tests {
         let mut scratch = vec![0.0; ring.scratch_len()];
         ring.attend((kernels, &Pool::new(1)), &[1.0; 4], 5..5, &mut scratch, &mut out);
         assert_eq!(out, [0.0; 4]);
+    }
+
+    #[test]
+    fn what_was_read_is_stored_as_the_same_bits() {
+        let heads = Heads { query: 2, key: 2, width: 40 };
+        for format in [RingFormat::F32, RingFormat::Bf16, RingFormat::Q8] {
+            let mut ring = PackedRing::new(heads, 20, format).unwrap();
+            let mut copy = PackedRing::new(heads, 20, format).unwrap();
+            for position in 0..50 {
+                let row = noise(2 * heads.key_width(), position as f32);
+                let (keys, values) = row.split_at(heads.key_width());
+                ring.write(position, keys, values);
+                let mut stored = Vec::new();
+                ring.read(position, &mut stored);
+                let (keys, values) = stored.split_at(heads.key_width());
+                copy.write(position, keys, values);
+                assert_eq!(copy.bytes(), ring.bytes(), "{format:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn eight_bits_take_a_byte_and_their_share_of_a_scale() {
+        let heads = Heads { query: 8, key: 4, width: 128 };
+        let bytes = |format| PackedRing::bytes_of(heads, 3000, format);
+        let values = 2 * 3008 * 4 * 128;
+        assert_eq!(bytes(RingFormat::F32), 4 * values);
+        assert_eq!(bytes(RingFormat::Bf16), 2 * values);
+        assert_eq!(bytes(RingFormat::Q8), values + values / 128 * 2);
+        for format in [RingFormat::F32, RingFormat::Bf16, RingFormat::Q8] {
+            let ring = PackedRing::new(heads, 3000, format).unwrap();
+            assert!(ring.bytes().len() >= bytes(format));
+        }
+    }
+
+    #[test]
+    fn results_do_not_depend_on_threads() {
+        let heads = Heads { query: 4, key: 4, width: 128 };
+        for format in [RingFormat::F32, RingFormat::Bf16, RingFormat::Q8] {
+            let mut ring = PackedRing::new(heads, 128, format).unwrap();
+            for position in 0..200 {
+                let row = noise(2 * heads.key_width(), position as f32);
+                let (keys, values) = row.split_at(heads.key_width());
+                ring.write(position, keys, values);
+            }
+            let query = noise(heads.query_width(), 0.3);
+            for kernels in Isa::available().filter_map(Kernels::new) {
+                let outs = [1, 2, 3].map(|threads| {
+                    let mut scratch = vec![f32::NAN; ring.scratch_len()];
+                    let mut out = vec![f32::NAN; heads.query_width()];
+                    let pool = Pool::new(threads);
+                    ring.attend((kernels, &pool), &query, 80..200, &mut scratch, &mut out);
+                    out.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+                });
+                assert!(outs.iter().all(|out| *out == outs[0]), "{kernels:?} {format:?}");
+            }
+        }
     }
 }

@@ -26,6 +26,11 @@ impl Heads {
         self.key * self.width
     }
 
+    /// The same with keys and values for every query head.
+    pub fn ungrouped(self) -> Self {
+        Self { key: self.query, ..self }
+    }
+
     /// Width of a fused projection: queries, keys, values.
     pub fn fused_width(&self) -> usize {
         self.query_width() + 2 * self.key_width()

@@ -8,12 +8,14 @@
 
 mod attention;
 mod blocks;
+mod eight_bits;
 mod elementwise;
 mod linear;
 
 pub use attention::{Heads, attend, rotate};
 pub use blocks::BlockFormat;
 pub(crate) use blocks::q4_k_group;
+pub use eight_bits::EightBits;
 pub use elementwise::{
     add, add_scaled, elu, gelu, layer_norm, nearest, rms_norm, silu_gate, softmax,
 };

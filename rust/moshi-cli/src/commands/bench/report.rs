@@ -26,9 +26,10 @@ impl Report<'_> {
         let (run, subject) = (self.run, &self.run.subject);
         let weights = if subject.random { ", random weights" } else { "" };
         line(format_args!(
-            "{}{weights}: {}, codec {}, {} on {}, loaded in {:.1} s",
+            "{}{weights}: {}, keys and values {}, codec {}, {} on {}, loaded in {:.1} s",
             subject.name,
             subject.dtype,
+            subject.kv_dtype,
             self.args.codec.name(),
             plural(self.args.sessions, "session"),
             subject.executor,
@@ -104,6 +105,7 @@ impl Report<'_> {
             "model": subject.name,
             "random_weights": subject.random,
             "dtype": subject.dtype,
+            "kv_dtype": subject.kv_dtype,
             "codec": self.args.codec.name(),
             "executor": subject.executor,
             "threads": self.threads,

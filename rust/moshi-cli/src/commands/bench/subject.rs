@@ -8,7 +8,7 @@ use moshi_core::engine::{Engine, Frame, Slot, SpeechEngine, StreamState};
 use moshi_core::exec::Executor;
 use moshi_core::lm::{
     Condition, Conditions, LanguageModel, LmFiles, LmMemory, LmOptions, LmOutput, LmSlot, LmState,
-    LmStreamOptions, LmTraffic, NoHooks, Sampling,
+    LmStreamOptions, LmTraffic, NoHooks, Sampling, VOICE_POSITIONS,
 };
 use moshi_core::mimi::{DecoderState, Mimi, MimiMemory, MimiOptions, MimiParts, MimiTraffic};
 use moshi_core::scratch::Scratch;
@@ -19,9 +19,6 @@ use crate::hub;
 use crate::options::BenchArgs;
 use crate::output::Result;
 
-/// Positions of a voice in the public text-to-speech models: five recordings of ten seconds.
-const VOICE_POSITIONS: usize = 625;
-
 /// A loaded model with its streams, whose windows are full.
 pub(super) struct Subject {
     pub(super) name: String,
@@ -31,6 +28,7 @@ pub(super) struct Subject {
     /// Of a step, when it was loaded.
     pub(super) threads: usize,
     pub(super) dtype: &'static str,
+    pub(super) kv_dtype: &'static str,
     pub(super) frame_ms: f64,
     pub(super) load_seconds: f64,
     /// Weights of all parts.
@@ -116,13 +114,14 @@ impl Subject {
             ..MimiOptions::default()
         };
         let dtype = args.dtype.weight_type();
-        let options = LmOptions { dtype, ..LmOptions::default() };
-        let memory = LmMemory::of(exec, lm, config, dtype)?;
+        let kv_dtype = args.kv_dtype.key_storage();
+        let options = LmOptions { dtype, kv_dtype, ..LmOptions::default() };
+        let memory = LmMemory::of(exec, lm, config, dtype, kv_dtype)?;
         let weight_bytes =
             memory.weight_bytes + MimiMemory::of(mimi_config, &mimi_options).weight_bytes;
         let widths = layout::gated_widths_of(lm, config);
         let stored = lm.nearest_storage("transformer.layers.0.gating.linear_in.weight");
-        let lm_traffic = LmTraffic::of(exec, config, widths, stored, dtype);
+        let lm_traffic = LmTraffic::of(exec, config, widths, stored, dtype, memory.kv_dtype);
         let codec = MimiTraffic::of(exec, mimi_config, config.codec_codebooks(), mode);
         let mimi = Mimi::from_catalog(exec, mimi, mimi_config, &mimi_options)?;
         let lm = LanguageModel::from_catalog(exec, lm, config, &options)?;
@@ -142,6 +141,7 @@ impl Subject {
             executor: exec.name(),
             threads: exec.threads(),
             dtype: memory.dtype.name(),
+            kv_dtype: memory.kv_dtype.name(),
             frame_ms: 1e3 / mimi_config.frame_rate_hz(),
             load_seconds: start.elapsed().as_secs_f64(),
             weight_bytes,

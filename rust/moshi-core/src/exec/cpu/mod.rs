@@ -4,6 +4,7 @@
 //! meet activations that are rounded to 8 bits in blocks of 32; bf16 and f32 weights meet f32
 //! activations. Memory of activations is used again from step to step.
 
+mod conv;
 mod memory;
 mod tuning;
 
@@ -19,6 +20,7 @@ use moshi_kernels::packed::{
 use moshi_kernels::pool::{Pool, available_threads};
 use moshi_kernels::scalar::{self, BlockFormat, Heads};
 
+use self::conv::Conv;
 use self::memory::{Buffer, Memory};
 use super::tail::Tail;
 use super::{
@@ -44,15 +46,6 @@ struct Shared {
 pub struct Table {
     matrix: HostMatrix,
     search: OnceLock<(PackedMatrix, Vec<f32>)>,
-}
-
-/// A convolution: a product with windows of time-major rows.
-pub struct Conv {
-    inputs: usize,
-    outputs: usize,
-    stride: usize,
-    weight: PackedMatrix,
-    bias: Option<Vec<f32>>,
 }
 
 impl Cpu {
@@ -132,6 +125,7 @@ fn ring_format(storage: KeyStorage) -> RingFormat {
     match storage {
         KeyStorage::F32 => RingFormat::F32,
         KeyStorage::Bf16 => RingFormat::Bf16,
+        KeyStorage::Q8 => RingFormat::Q8,
     }
 }
 
@@ -170,6 +164,10 @@ impl Executor for Cpu {
 
     fn table_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
         storage.bytes_of(rows, cols)
+    }
+
+    fn key_storage(&self, wanted: Option<KeyStorage>, usual: KeyStorage) -> Result<KeyStorage> {
+        Ok(wanted.unwrap_or(usual))
     }
 
     fn ring_bytes(&self, heads: Heads, capacity: usize, storage: KeyStorage) -> u64 {
@@ -222,11 +220,7 @@ impl Executor for Cpu {
     }
 
     fn conv(&self, conv: HostConv) -> Result<Conv> {
-        let by_tap = conv.by_tap();
-        let HostConv { outputs, inputs, kernel, stride, bias, storage, .. } = conv;
-        let weight = HostMatrix::floats(outputs, kernel * inputs, by_tap);
-        let weight = self.weight(weight.store(storage).expect("any width fits floats"))?;
-        Ok(Conv { inputs, outputs, stride, weight, bias })
+        Conv::new(conv, |matrix| self.weight(matrix))
     }
 
     fn ring(&self, heads: Heads, capacity: usize, storage: KeyStorage) -> Result<PackedRing> {
@@ -396,8 +390,8 @@ impl Executor for Cpu {
         Ok(out)
     }
 
-    fn memory(&self, kv: &Buffer, heads: Heads) -> Result<PackedRing> {
-        let mut ring = self.ring(heads, kv.rows(), KeyStorage::F32)?;
+    fn memory(&self, kv: &Buffer, heads: Heads, storage: KeyStorage) -> Result<PackedRing> {
+        let mut ring = self.ring(heads, kv.rows(), storage)?;
         self.import_ring(&mut ring, 0, kv.values())?;
         Ok(ring)
     }
@@ -432,37 +426,7 @@ impl Executor for Cpu {
         streams: &mut [S],
         tail: impl Fn(&mut S) -> &mut Tail,
     ) -> Result<Buffer> {
-        let time = x.rows() / streams.len();
-        debug_assert_eq!(time % conv.stride, 0);
-        let history = conv.weight.cols() - conv.stride * conv.inputs;
-        let (new, whole) = (time * conv.inputs, history + time * conv.inputs);
-        let mut padded = self.buffer(streams.len(), whole);
-        let rows = padded.values_mut().chunks_exact_mut(whole);
-        for ((stream, padded), x) in streams.iter_mut().zip(rows).zip(x.values().chunks_exact(new))
-        {
-            let tail = tail(stream);
-            padded[..history].copy_from_slice(tail.values());
-            padded[history..].copy_from_slice(x);
-            tail.set(&padded[new..]);
-        }
-        let per_stream = time / conv.stride;
-        let mut y = self.buffer(streams.len() * per_stream, conv.outputs);
-        let windows = FloatRows {
-            x: padded.values(),
-            stride: conv.stride * conv.inputs,
-            rows_per_group: per_stream,
-            group_stride: whole,
-        };
-        let store = Store::Set(conv.bias.as_deref());
-        conv.weight.multiply(self.on(), windows, store, y.values_mut());
-        match epilogue {
-            Epilogue::None => {}
-            Epilogue::Elu => self.0.kernels.elu(y.values_mut()),
-            Epilogue::AddElu(residual) => {
-                self.0.kernels.add_elu(y.values_mut(), residual.values());
-            }
-        }
-        Ok(y)
+        Ok(self.convolution(x, conv, epilogue, streams, tail))
     }
 
     fn elu(&self, x: &Buffer) -> Result<Buffer> {

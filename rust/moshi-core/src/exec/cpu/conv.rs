@@ -1,0 +1,158 @@
+//! Convolutions of the fast executor: products with windows of time-major rows, or each channel
+//! for itself.
+
+use moshi_kernels::packed::{FloatRows, PackedMatrix, Store};
+
+use super::memory::Buffer;
+use super::{Cpu, Tail};
+use crate::error::Result;
+use crate::exec::{Epilogue, HostConv, HostMatrix};
+
+/// A causal convolution.
+pub struct Conv {
+    inputs: usize,
+    outputs: usize,
+    kernel: usize,
+    stride: usize,
+    weight: Weight,
+    bias: Option<Vec<f32>>,
+}
+
+enum Weight {
+    /// `[output, taps and inputs]`.
+    Mixed(PackedMatrix),
+    /// `[tap, output]`: as many weights as outputs, so that reading them takes no time worth
+    /// packing for.
+    Separate(Vec<f32>),
+}
+
+impl Conv {
+    pub(super) fn new(
+        conv: HostConv,
+        pack: impl FnOnce(HostMatrix) -> Result<PackedMatrix>,
+    ) -> Result<Self> {
+        let HostConv { outputs, inputs, kernel, stride, storage, .. } = conv;
+        let weight = if conv.separate {
+            let taps = |tap| conv.weight.iter().skip(tap).step_by(kernel).copied();
+            Weight::Separate((0..kernel).flat_map(taps).collect())
+        } else {
+            let weight = HostMatrix::floats(outputs, kernel * inputs, conv.by_tap());
+            Weight::Mixed(pack(weight.store(storage).expect("any width fits floats"))?)
+        };
+        Ok(Self { inputs, outputs, kernel, stride, weight, bias: conv.bias })
+    }
+
+    /// One output row of a convolution of separate channels.
+    fn separate(&self, weight: &[f32], window: &[f32], out: &mut [f32]) {
+        out.fill(0.0);
+        let taps = weight.chunks_exact(self.outputs).zip(window.chunks_exact(self.inputs));
+        for (weight, x) in taps {
+            let blocks = out.chunks_exact_mut(self.inputs).zip(weight.chunks_exact(self.inputs));
+            for (out, weight) in blocks {
+                for ((out, weight), x) in out.iter_mut().zip(weight).zip(x) {
+                    *out += weight * x;
+                }
+            }
+        }
+        for (out, bias) in out.iter_mut().zip(self.bias.iter().flatten()) {
+            *out += bias;
+        }
+    }
+}
+
+impl Cpu {
+    pub(super) fn convolution<S>(
+        &self,
+        x: &Buffer,
+        conv: &Conv,
+        epilogue: Epilogue<'_, Buffer>,
+        streams: &mut [S],
+        tail: impl Fn(&mut S) -> &mut Tail,
+    ) -> Buffer {
+        let time = x.rows() / streams.len();
+        debug_assert_eq!(time % conv.stride, 0);
+        let history = (conv.kernel - conv.stride) * conv.inputs;
+        let (new, whole) = (time * conv.inputs, history + time * conv.inputs);
+        let mut padded = self.buffer(streams.len(), whole);
+        let rows = padded.values_mut().chunks_exact_mut(whole);
+        for ((stream, padded), x) in streams.iter_mut().zip(rows).zip(x.values().chunks_exact(new))
+        {
+            let tail = tail(stream);
+            padded[..history].copy_from_slice(tail.values());
+            padded[history..].copy_from_slice(x);
+            tail.set(&padded[new..]);
+        }
+        let per_stream = time / conv.stride;
+        let mut y = self.buffer(streams.len() * per_stream, conv.outputs);
+        let step = conv.stride * conv.inputs;
+        match &conv.weight {
+            Weight::Mixed(weight) => {
+                let windows = FloatRows {
+                    x: padded.values(),
+                    stride: step,
+                    rows_per_group: per_stream,
+                    group_stride: whole,
+                };
+                let store = Store::Set(conv.bias.as_deref());
+                weight.multiply(self.on(), windows, store, y.values_mut());
+            }
+            Weight::Separate(weight) => {
+                let windows = padded
+                    .values()
+                    .chunks_exact(whole)
+                    .flat_map(|padded| padded.windows(conv.kernel * conv.inputs).step_by(step));
+                let rows = y.values_mut().chunks_exact_mut(conv.outputs);
+                rows.zip(windows).for_each(|(out, window)| conv.separate(weight, window, out));
+            }
+        }
+        match epilogue {
+            Epilogue::None => {}
+            Epilogue::Elu => self.0.kernels.elu(y.values_mut()),
+            Epilogue::AddElu(residual) => {
+                self.0.kernels.add_elu(y.values_mut(), residual.values());
+            }
+        }
+        y
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::{Executor, Scalar};
+
+    /// Two streams of three positions, twice, so that the second call sees a past.
+    fn outputs<E: Executor>(exec: &E, conv: HostConv) -> Vec<f32> {
+        let (history, inputs) = (conv.history(), conv.inputs);
+        let mut tails = [(); 2].map(|()| exec.tail(history, inputs).unwrap());
+        let conv = exec.conv(conv).unwrap();
+        let x: Vec<f32> = (0..2 * 2 * 3 * inputs).map(|i| (i as f32 * 0.37).sin()).collect();
+        let mut all = Vec::new();
+        for x in x.chunks_exact(2 * 3 * inputs) {
+            let x = exec.upload(x, inputs).unwrap();
+            let y = exec.convolve(&x, &conv, Epilogue::None, &mut tails, |tail| tail).unwrap();
+            all.extend(exec.download(&y).unwrap());
+        }
+        all
+    }
+
+    #[test]
+    fn separate_channels_equal_a_matrix_of_zeros_around_them() {
+        let noise = |count: usize| (0..count).map(|i| (i as f32 * 0.61).cos()).collect::<Vec<_>>();
+        for (kernel, stride, bias) in
+            [(2, 1, None), (2, 1, Some(noise(24))), (3, 1, None), (3, 3, None)]
+        {
+            let weight = noise(24 * kernel);
+            let conv = HostConv::new([24, 12, kernel], stride, weight, bias);
+            let conv = HostConv { separate: true, ..conv };
+            let expected = outputs(&Scalar, conv.clone());
+            let got = outputs(&Cpu::new(Some(1)).unwrap(), conv.clone());
+            let mixed = outputs(&Cpu::new(Some(1)).unwrap(), conv.mixed());
+            assert_eq!(got.len(), 2 * 2 * 3 / stride * 24);
+            for ((got, mixed), expected) in got.iter().zip(&mixed).zip(&expected) {
+                assert!((got - expected).abs() < 1e-6, "{got} is not {expected}");
+                assert!((got - mixed).abs() < 1e-6, "{got} is not {mixed}");
+            }
+        }
+    }
+}
