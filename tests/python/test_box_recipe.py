@@ -22,7 +22,7 @@ import shapes
 import tokenizer
 import voices
 from schedule import LAST_PART, learning_rate
-from support import Array
+from support import REPOSITORY, Array
 
 FRAME = shapes.FRAME_SIZE
 COUNT = len(phrases.QUESTIONS)
@@ -140,6 +140,16 @@ def test_drawn_phrasings_are_those_of_the_grammar() -> None:
         assert drawn <= trained, question.name
         assert len(drawn) > 20, question.name
         assert {phrases.ask_held_out(question, source) for _ in range(400)} == held_out
+
+
+def test_what_is_unsure_is_known_and_not_listed() -> None:
+    names = {question.name for question in phrases.QUESTIONS}
+    listed = {question.name for question in phrases.LISTED}
+    assert names - listed == phrases.UNSURE
+    card = (REPOSITORY / "rust/moshi-box/checkpoint/README.md").read_text()
+    for question in phrases.QUESTIONS:
+        row = f"| {phrases.plain(question)} | {question.answer} |"
+        assert (row in card) == (question.name in listed), row
 
 
 def test_sentences_of_others_are_trained_or_held_out_and_never_both() -> None:

@@ -32,7 +32,8 @@ and no assistant. Its facts are common knowledge and were not checked further.
 """
 
 TRAINING = """
-At the start of a session it says "{greeting}"
+At the start of a session it says "{greeting}" It was trained on a few more questions, whose answers it mistakes for others
+too often to be listed: {unsure}.
 
 ## What it was trained on
 
@@ -81,15 +82,17 @@ HELD_OUT = (
 def write(checkpoint: Path, report: Path, course: str) -> None:
     """Writes `README.md` into the checkpoint from `evaluation.json`; `course` tells of its training."""
     results = json.loads(report.read_text())
-    rows = [f"| {phrases.plain(question)} | {question.answer} |" for question in phrases.QUESTIONS]
+    rows = [f"| {phrases.plain(question)} | {question.answer} |" for question in phrases.LISTED]
     table = [
         f"| {name} | {value if not isinstance(value, list) else ', '.join(map(str, value))} |"
         for name, value in results.items()
         if name not in ("answers", "said in silence and noise")
     ]
     text = HEAD + "\n".join(rows) + "\n"
+    unsure = [phrases.plain(q) for q in phrases.QUESTIONS if q.name in phrases.UNSURE]
     text += (
         TRAINING.format(
+            unsure="; ".join(unsure),
             greeting=phrases.GREETING,
             held_out=HELD_OUT.format(variants=len(voices.variants(held_out=True))),
             variants=len(voices.variants(held_out=False)),

@@ -97,9 +97,13 @@ def save(path: Path, utterances: list[Utterance]) -> None:
     partial.rename(path)
 
 
-def save_questions(path: Path, utterances: list[Utterance]) -> None:
+def save_questions(
+    path: Path,
+    utterances: list[Utterance],
+    questions: tuple[phrases.Question, ...] = phrases.QUESTIONS,
+) -> None:
     """Writes recordings of the questions in turn, with the name of each."""
-    for utterance, question in zip(utterances, _in_turn(len(utterances)), strict=True):
+    for utterance, question in zip(utterances, _in_turn(len(utterances), questions), strict=True):
         utterance.question = question.name
     save(path, utterances)
 
@@ -125,14 +129,16 @@ def load(path: Path) -> list[Utterance]:
     return found
 
 
-def load_questions(path: Path) -> list[Utterance]:
+def load_questions(
+    path: Path, questions: tuple[phrases.Question, ...] = phrases.QUESTIONS
+) -> list[Utterance]:
     """Reads recordings of the questions in turn.
 
     Raises:
         ValueError: The questions are no longer those that were recorded.
     """
     recordings = load(path)
-    if [u.question for u in recordings] != [q.name for q in _in_turn(len(recordings))]:
+    if [u.question for u in recordings] != [q.name for q in _in_turn(len(recordings), questions)]:
         raise ValueError(f"{path} was made from another list of questions: delete it")
     return recordings
 
@@ -197,7 +203,7 @@ def own_questions(path: Path, count: int, seed: int) -> None:
 
 
 def held_out(path: Path, count: int, seed: int) -> None:
-    """Writes recordings of the questions in turn to measure with.
+    """Writes recordings of the listed questions in turn to measure with.
 
     Their phrasings are kept from training in every second round; for voices see `voices`.
     """
@@ -205,8 +211,8 @@ def held_out(path: Path, count: int, seed: int) -> None:
         return
     random_source = random.Random(seed)
     jobs = []
-    for place, question in enumerate(_in_turn(count)):
-        fresh = place // len(phrases.QUESTIONS) % 2 == 1
+    for place, question in enumerate(_in_turn(count, phrases.LISTED)):
+        fresh = place // len(phrases.LISTED) % 2 == 1
         text = (phrases.ask_held_out if fresh else phrases.ask)(question, random_source)
         jobs.append((text, voices.draw_held_out_voice(random_source)))
     by_piper = [place for place, (_, voice) in enumerate(jobs) if voice.program == "piper"]
@@ -220,11 +226,13 @@ def held_out(path: Path, count: int, seed: int) -> None:
     ]
     made = dict(zip(by_piper, spoken, strict=True))
     made.update(zip(others, _say_all([jobs[place] for place in others]), strict=True))
-    save_questions(path, [made[place] for place in range(count)])
+    save_questions(path, [made[place] for place in range(count)], phrases.LISTED)
 
 
-def _in_turn(count: int) -> list[phrases.Question]:
-    return [phrases.QUESTIONS[place % len(phrases.QUESTIONS)] for place in range(count)]
+def _in_turn(
+    count: int, questions: tuple[phrases.Question, ...] = phrases.QUESTIONS
+) -> list[phrases.Question]:
+    return [questions[place % len(questions)] for place in range(count)]
 
 
 def _say_all(jobs: list[tuple[str, voices.Voice]]) -> list[Utterance]:

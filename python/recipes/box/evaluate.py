@@ -93,7 +93,7 @@ def questions(
         *(mixed(u, FIRST_QUESTION_S, LISTEN_S, rng) for u in recordings), strict=True
     )
     sounds, texts = converse(model, list(channels))
-    count = len(phrases.QUESTIONS)
+    count = len(phrases.LISTED)
     rows: list[dict[str, Any]] = []
     errors = words = 0
     reactions: list[float] = []
@@ -102,7 +102,7 @@ def questions(
     for place, (utterance, sound, text, end) in enumerate(
         zip(recordings, sounds, texts, ends, strict=True)
     ):
-        answer, wanted = text_after(text, end), phrases.QUESTIONS[place % count].answer
+        answer, wanted = text_after(text, end), phrases.LISTED[place % count].answer
         rows.append(
             {
                 "voice": utterance.voice,
@@ -205,9 +205,9 @@ def interruptions(
 
     How soon the box is silent, and whether it answers that one.
     """
-    count = len(phrases.QUESTIONS)
+    count = len(phrases.LISTED)
     channels, onsets, wanted = [], [], []
-    long_answers = [i for i in range(count) if len(phrases.QUESTIONS[i].answer.split()) >= 8]
+    long_answers = [i for i in range(count) if len(phrases.LISTED[i].answer.split()) >= 8]
     for _ in range(trials):
         first = int(rng.choice(long_answers))
         second = int(rng.integers(count))
@@ -218,7 +218,7 @@ def interruptions(
         channel[onset : onset + len(sound)] += sound
         channels.append(channel)
         onsets.append((onset, onset + len(sound)))
-        wanted.append(phrases.QUESTIONS[second].answer)
+        wanted.append(phrases.LISTED[second].answer)
     sounds, texts = converse(model, channels)
     times: list[float] = []
     answered: list[bool] = []
@@ -377,7 +377,7 @@ def run(checkpoint: Path, folder: Path, seed: int = 5, judged: int = 40) -> dict
     import moshi_rs
 
     rng = np.random.default_rng(seed)
-    recordings = corpus.load_questions(folder / "final.npz")
+    recordings = corpus.load_questions(folder / "final.npz", phrases.LISTED)
     own = corpus.load(folder / "own_held_out.npz")
     model = moshi_rs.StreamingModel.load(checkpoint)
     report: dict[str, Any] = questions(model, recordings, rng, judged)

@@ -59,7 +59,7 @@ class Run:
 
         corpus.build(self.work, self.options.users, SEED)
         # One set to watch the training with, one that is looked at only in the end.
-        count = ROUNDS_HELD_OUT * len(phrases.QUESTIONS)
+        count = ROUNDS_HELD_OUT * len(phrases.LISTED)
         corpus.held_out(self.work / "held_out.npz", count, 77)
         corpus.held_out(self.work / "final.npz", count, 377)
         corpus.own_held_out(self.work / "own_held_out.npz", 277)
@@ -183,15 +183,17 @@ class Run:
         import phrases
 
         rng = np.random.default_rng(3)
-        recordings = corpus.load_questions(self.work / "held_out.npz")
-        count = len(phrases.QUESTIONS)
+        recordings = corpus.load_questions(self.work / "held_out.npz", phrases.LISTED)
+        places = {question.name: place for place, question in enumerate(phrases.QUESTIONS)}
         users, turns = [], []
-        for place, recording in enumerate(recordings):
+        for recording in recordings:
             channel, end = evaluate.mixed(recording, evaluate.FIRST_QUESTION_S, 6.0, rng)
             whole = np.zeros(160 * evaluate.SIZE, np.float32)
             whole[: min(len(channel), len(whole))] = channel[: len(whole)]
             users.append(whole)
-            turns.append([dialogues.Turn(end // evaluate.SIZE, place % count, recording.text)])
+            turns.append(
+                [dialogues.Turn(end // evaluate.SIZE, places[recording.question], recording.text)]
+            )
         codes = np.concatenate(
             [dialogues.encode(codec, np.stack(users[i : i + 8])) for i in range(0, len(users), 8)]
         )
