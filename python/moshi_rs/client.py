@@ -30,6 +30,8 @@ __all__ = ["RemoteDuplex", "is_for_devices", "run"]
 _FRAME_SAMPLES = 1_920
 _FRAME_MS = 80.0
 _KEY_VARIABLE = "MOSHI_RS_API_KEY"
+# Options that only the native command has, which says what is wrong with them.
+_OF_RECORDINGS = {"--in", "--out", "--pad", "--json", "--help", "-h"}
 # Time for the server's half of the goodbye, and for what it still had to say before it.
 _GOODBYE_S = 5.0
 
@@ -42,7 +44,7 @@ def is_for_devices(arguments: Sequence[str]) -> bool:
     """
     words = [word for word in arguments if not word.startswith("-")]
     options = {word.split("=")[0] for word in arguments if word.startswith("-")}
-    return words[:1] == ["client"] and not options & {"--in", "--json", "--help", "-h"}
+    return words[:1] == ["client"] and not options & _OF_RECORDINGS
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -79,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-device", metavar="DEVICE")
     parser.add_argument("--record", type=Path, metavar="FILE")
     parser.add_argument("--seed", type=int)
+    parser.add_argument("-v", "--verbose", action="count", default=0)
     return parser
 
 

@@ -200,6 +200,8 @@ def test_recordings_are_the_native_commands() -> None:
         (["-v", "client", "ws://h:1", "--record", "a.wav"], True),
         (["client", "ws://h:1", "--in", "a.wav"], False),
         (["client", "ws://h:1", "--in=a.wav"], False),
+        (["client", "ws://h:1", "--out", "a.wav"], False),
+        (["client", "ws://h:1", "-v"], True),
         (["client", "--help"], False),
         (["info", "client"], False),
     ]:

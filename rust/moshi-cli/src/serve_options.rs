@@ -151,11 +151,9 @@ fn key_of_environment() -> Option<String> {
     std::env::var(KEY_VARIABLE).ok().filter(|key| !key.is_empty())
 }
 
-/// Which server, and with which key.
+/// How to connect to a server.
 #[derive(Debug, Args)]
 pub(crate) struct ConnectArgs {
-    /// Server, as ws://host:8998 or wss://host:8998.
-    pub(crate) url: String,
     /// File with the API key. MOSHI_RS_API_KEY does as well.
     #[arg(long, value_name = "FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
@@ -175,6 +173,9 @@ impl ConnectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ClientArgs {
+    /// Server, as ws://host:8998 or wss://host:8998.
+    #[arg(required_unless_present = "list_devices")]
+    pub(crate) url: Option<String>,
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
     /// Seed of the session.
@@ -210,6 +211,9 @@ pub(crate) struct RecordingArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct LoadtestArgs {
+    /// Server, as ws://host:8998 or wss://host:8998; with /?audio=pcm16 behind it, audio travels as
+    /// samples in place of Opus, which takes less of this machine.
+    pub(crate) url: String,
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
     /// Conversations at the same time.

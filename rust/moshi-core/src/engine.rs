@@ -48,6 +48,8 @@ pub struct Frame {
 pub trait Engine: Send + Sync {
     /// Executor and device.
     fn name(&self) -> String;
+    /// Threads of a step.
+    fn threads(&self) -> usize;
     /// Samples per frame.
     fn frame_samples(&self) -> usize;
     /// Identity of weights and settings.
@@ -189,6 +191,10 @@ impl<E: Executor> SpeechEngine<E> {
 impl<E: Executor> Engine for SpeechEngine<E> {
     fn name(&self) -> String {
         self.exec.name()
+    }
+
+    fn threads(&self) -> usize {
+        self.exec.threads()
     }
 
     fn frame_samples(&self) -> usize {

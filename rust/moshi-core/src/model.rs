@@ -244,6 +244,11 @@ impl Model {
         &self.info
     }
 
+    /// Threads of a step at the moment, see [`crate::exec::Executor::threads`].
+    pub fn threads(&self) -> usize {
+        self.engine.threads()
+    }
+
     /// Config of the language model.
     pub fn config(&self) -> &LmConfig {
         &self.config

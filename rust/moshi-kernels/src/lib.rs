@@ -31,3 +31,7 @@ pub mod scalar;
 pub use huge_memory::HugeMemory;
 pub use isa::Isa;
 pub use mapped_file::MappedFile;
+
+/// How far ahead of what is read the next bytes are asked for.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const AHEAD_BYTES: usize = 4096;

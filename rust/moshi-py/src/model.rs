@@ -64,7 +64,8 @@ impl StreamingModel {
     ///     ConfigError: An option or a field of the config that this version does not accept.
     ///     CheckpointNotFoundError: The folder, the repository, the revision or a file is missing.
     ///     CheckpointError: Weights that are damaged or do not fit the config (all disagreements
-    ///         are listed), or a hub that cannot be reached or refuses access.
+    ///         are listed), a hub that cannot be reached or refuses access, or a folder for packed
+    ///         weights that cannot be made.
     ///     DeviceError: The device is not in this build or not in this machine, or does not keep
     ///         keys and values in ``kv_dtype``.
     #[staticmethod]

@@ -26,6 +26,8 @@ pub struct Card {
     pub session_bytes: u64,
     /// Executor and device.
     pub executor: String,
+    /// Processors that a step keeps busy.
+    pub threads: usize,
 }
 
 impl Card {
@@ -119,6 +121,8 @@ impl ModelBackend {
             seed: None,
             session_bytes,
             executor: info.executor.clone(),
+            // One feeds a device.
+            threads: if info.device == "cpu" { model.threads() } else { 1 },
         };
         Self { model, card }
     }

@@ -2,7 +2,8 @@
 //!
 //! Steps of one, two, four and more streams are measured before the first caller comes. Between and
 //! behind the measured sizes the time is taken as a straight line: weights are read once, every
-//! stream adds its share. While conversations run, the ratio of measured to predicted times is
+//! stream adds its share. Packing and unpacking the audio of connections takes processors, too, of
+//! which there are only so many. While conversations run, the ratio of measured to predicted times is
 //! followed, so that a machine that gets busy admits fewer. While none runs, what was learnt fades:
 //! nothing would tell that an overload is over.
 
@@ -29,12 +30,29 @@ pub struct Capacity {
     frame_s: f64,
     /// Streams and seconds of a step, by streams.
     measured: Vec<(f64, f64)>,
+    beside: Beside,
     /// Seconds of a step where nothing was measured.
     usual_s: f64,
     ratio: f64,
     /// When a step was observed last, or fading was reckoned.
     reckoned: Duration,
     most: usize,
+}
+
+/// What connections take of the processors that steps take, too.
+#[derive(Debug, Clone, Copy)]
+pub struct Beside {
+    /// Time of one processor for a frame of one stream.
+    pub frame: Duration,
+    /// Processors that a step keeps busy.
+    pub step_threads: usize,
+    /// Processors that there are.
+    pub processors: usize,
+}
+
+impl Beside {
+    /// Nothing.
+    const NONE: Self = Self { frame: Duration::ZERO, step_threads: 0, processors: 0 };
 }
 
 impl Capacity {
@@ -44,6 +62,7 @@ impl Capacity {
             fixed: Some(sessions),
             frame_s: 0.0,
             measured: Vec::new(),
+            beside: Beside::NONE,
             usual_s: 0.0,
             ratio: 1.0,
             reckoned: Duration::ZERO,
@@ -58,7 +77,14 @@ impl Capacity {
         measured.sort_by(|a, b| a.0.total_cmp(&b.0));
         let reckoned = Duration::ZERO;
         let frame_s = frame.as_secs_f64();
-        Self { fixed: None, frame_s, measured, usual_s: 0.0, ratio: 1.0, reckoned, most }
+        let beside = Beside::NONE;
+        Self { fixed: None, frame_s, measured, beside, usual_s: 0.0, ratio: 1.0, reckoned, most }
+    }
+
+    /// As much beside the steps.
+    pub fn with(mut self, beside: Beside) -> Self {
+        self.beside = beside;
+        self
     }
 
     /// Conversations that fit, at least one.
@@ -66,7 +92,13 @@ impl Capacity {
         if let Some(fixed) = self.fixed {
             return fixed;
         }
-        let fits = |streams: usize| self.predict(streams) * self.ratio <= self.frame_s * BUDGET;
+        let fits = |streams: usize| {
+            let step_s = self.predict(streams) * self.ratio;
+            let busy_s = step_s * self.beside.step_threads as f64
+                + streams as f64 * self.beside.frame.as_secs_f64();
+            let budget_s = self.frame_s * BUDGET;
+            step_s <= budget_s && busy_s <= budget_s * self.beside.processors.max(1) as f64
+        };
         // Times grow with the number of streams, so the largest that fits can be bisected.
         let (mut low, mut high) = (1, self.most.max(1));
         while low < high {
@@ -150,6 +182,19 @@ mod tests {
         assert!((capacity.step_time(3).as_secs_f64() - 0.018).abs() < 1e-9);
         assert_eq!(Capacity::measured(ms(80.0), &steps, 5).sessions(), 5);
         assert_eq!(Capacity::fixed(3).sessions(), 3);
+    }
+
+    #[test]
+    fn connections_share_the_processors() {
+        let steps = [(1, ms(10.0)), (2, ms(14.0)), (4, ms(22.0))];
+        let alone = Capacity::measured(ms(80.0), &steps, 64);
+        let beside = |frame, step_threads, processors| {
+            alone.clone().with(Beside { frame, step_threads, processors }).sessions()
+        };
+        assert_eq!(beside(ms(2.0), 2, 2), 11, "2 (6 + 4 n) + 2 n milliseconds in 128");
+        assert_eq!(beside(ms(2.0), 2, 16), 14, "the step decides");
+        assert_eq!(beside(ms(2.0), 1, 2), 14);
+        assert_eq!(beside(ms(60.0), 2, 2), 1);
     }
 
     #[test]

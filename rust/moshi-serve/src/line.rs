@@ -56,36 +56,38 @@ pub(crate) async fn wait_for_slot(
     watch: Watch,
     mut hear: impl FnMut(Received) -> bool,
 ) -> Option<Result<SessionHandle, OpenError>> {
-    let mut opening = pin!(hub.open(request));
-    let mut ping = interval(watch.ping_every);
-    ping.reset();
-    let mut alive = Instant::now();
-    let mut listens = true;
-    loop {
-        tokio::select! {
-            biased;
-            opened = &mut opening => return Some(opened),
-            received = socket.receive(), if listens => {
-                alive = Instant::now();
-                match received {
-                    Received::Closed | Received::Lost => return None,
-                    Received::Misuse(misuse) => {
-                        socket.refuse(misuse).await;
+    let misuse = {
+        let mut opening = pin!(hub.open(request));
+        let mut ping = interval(watch.ping_every);
+        ping.reset();
+        let mut alive = Instant::now();
+        let mut listens = true;
+        loop {
+            tokio::select! {
+                biased;
+                opened = &mut opening => return Some(opened),
+                received = socket.receive(), if listens => {
+                    alive = Instant::now();
+                    match received {
+                        Received::Closed | Received::Lost => return None,
+                        Received::Misuse(misuse) => break misuse,
+                        Received::Pong => {}
+                        message => listens = hear(message),
+                    }
+                }
+                _ = ping.tick() => {
+                    // Who is not listened to is not heard.
+                    let dead = listens && alive.elapsed() > watch.dead_after;
+                    if dead || !socket.ping().await {
                         return None;
                     }
-                    Received::Pong => {}
-                    message => listens = hear(message),
-                }
-            }
-            _ = ping.tick() => {
-                // Who is not listened to is not heard.
-                let dead = listens && alive.elapsed() > watch.dead_after;
-                if dead || !socket.ping().await {
-                    return None;
                 }
             }
         }
-    }
+    };
+    // The place in the line is given up by now.
+    socket.refuse(misuse).await;
+    None
 }
 
 #[cfg(test)]

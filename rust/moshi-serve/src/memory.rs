@@ -6,8 +6,11 @@ const SHARE: f64 = 0.8;
 /// Conversations of this size that fit into free memory, at least one. `None` where free memory
 /// is not known.
 pub(crate) fn sessions_that_fit(session_bytes: u64) -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let fit = (available_bytes(&text)? as f64 * SHARE) as u64;
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let machine = read("/proc/meminfo").and_then(|text| available_bytes(&text));
+    let limit = read("/sys/fs/cgroup/memory.max").zip(read("/sys/fs/cgroup/memory.current"));
+    let group = limit.and_then(|(max, current)| left_bytes(&max, &current));
+    let fit = (machine.into_iter().chain(group).min()? as f64 * SHARE) as u64;
     let sessions = fit.checked_div(session_bytes)?;
     Some(usize::try_from(sessions).unwrap_or(usize::MAX).max(1))
 }
@@ -17,6 +20,12 @@ fn available_bytes(meminfo: &str) -> Option<u64> {
     let value = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
+}
+
+/// What a container's limit leaves, where there is one.
+fn left_bytes(max: &str, current: &str) -> Option<u64> {
+    let bytes = |text: &str| text.trim().parse::<u64>().ok();
+    Some(bytes(max)?.saturating_sub(bytes(current)?))
 }
 
 #[cfg(test)]
@@ -30,6 +39,9 @@ mod tests {
         for odd in ["", "MemAvailable: many kB\n", "MemAvailable: 3 MB\n"] {
             assert_eq!(available_bytes(odd), None, "{odd}");
         }
+        assert_eq!(left_bytes("16000\n", "6000\n"), Some(10_000));
+        assert_eq!(left_bytes("6000\n", "16000\n"), Some(0));
+        assert_eq!(left_bytes("max\n", "6000\n"), None);
         assert_eq!(sessions_that_fit(0), None);
         assert!(sessions_that_fit(u64::MAX).is_none_or(|sessions| sessions == 1));
     }

@@ -36,9 +36,10 @@ const LATE_FAREWELL: Duration = Duration::from_secs(5);
 const READ_BUFFER_BYTES: usize = 16 * 1024;
 /// Answers that may wait for a peer that sends and does not read, beside a largest message.
 const MAX_UNSENT_BYTES: usize = 8 << 20;
-/// Pings and pongs that a peer may send within [`CONTROL_SPAN`]. Every ping costs an answer.
-const MAX_CONTROL_FRAMES: u32 = 50;
-const CONTROL_SPAN: Duration = Duration::from_secs(1);
+/// Pings and pongs that a peer may send at once, and each second from then on. Every ping costs an
+/// answer. Those of minutes may come at once where a connection was not read for so long.
+const MAX_CONTROL_FRAMES: f64 = 200.0;
+const CONTROL_FRAMES_PER_S: f64 = 10.0;
 /// Codes after which the rest of what a peer sends is no WebSocket any more.
 const UNREADABLE: [CloseCode; 3] = [CloseCode::Protocol, CloseCode::Invalid, CloseCode::Size];
 /// Longest reason in a close frame, by the protocol.
@@ -84,25 +85,24 @@ impl Misuse {
     }
 }
 
-/// Counts control frames.
+/// How many control frames a peer may still send.
 #[derive(Debug)]
 struct Controls {
-    since: Instant,
-    count: u32,
+    at: Instant,
+    left: f64,
 }
 
 impl Controls {
     fn begin(now: Instant) -> Self {
-        Self { since: now, count: 0 }
+        Self { at: now, left: MAX_CONTROL_FRAMES }
     }
 
     /// Counts one; false when there are too many.
     fn count(&mut self, now: Instant) -> bool {
-        if now.duration_since(self.since) >= CONTROL_SPAN {
-            *self = Self::begin(now);
-        }
-        self.count += 1;
-        self.count <= MAX_CONTROL_FRAMES
+        let grown = now.duration_since(self.at).as_secs_f64() * CONTROL_FRAMES_PER_S;
+        self.left = (self.left + grown).min(MAX_CONTROL_FRAMES) - 1.0;
+        self.at = now;
+        self.left >= 0.0
     }
 }
 
@@ -262,14 +262,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_frames_are_limited_within_a_span_and_not_over_a_life() {
+    fn control_frames_are_limited_at_once_and_not_over_a_life() {
         let start = Instant::now();
         let mut controls = Controls::begin(start);
-        let later = |spans: u32| start + spans * CONTROL_SPAN;
-        for span in 0..5 {
-            assert!((0..MAX_CONTROL_FRAMES).all(|_| controls.count(later(span))), "{span}");
-        }
-        assert!(!controls.count(later(4)));
-        assert!(controls.count(later(5)));
+        let later = |seconds: u64| start + Duration::from_secs(seconds);
+        assert!((0..200).all(|_| controls.count(start)));
+        assert!(!controls.count(start));
+        assert!((1..1_000).all(|second| (0..9).all(|_| controls.count(later(second)))));
+        assert!((0..200).all(|_| controls.count(later(2_000))));
+        assert!(!controls.count(later(2_000)));
     }
 }

@@ -9,11 +9,14 @@ use std::time::{Duration, Instant};
 
 use moshi_core::Error;
 use moshi_core::error::panic_text;
+use moshi_core::stages::Noise;
+use moshi_wire::WireError;
+use moshi_wire::opus::{OpusReader, OpusWriter};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use crate::backend::{Backend, StreamOptions};
-use crate::capacity::Capacity;
+use crate::backend::{Backend, Card, StreamOptions};
+use crate::capacity::{Beside, Capacity};
 use crate::hub::{Command, Hub, HubOptions, OutputFrame, Shared};
 use crate::scheduler::{Decision, Ready, Rules, Scheduler, SlotId};
 
@@ -136,12 +139,37 @@ fn measure<B: Backend>(backend: &B, mut most: usize) -> moshi_core::Result<Capac
             break;
         }
     }
-    let capacity = Capacity::measured(card.frame_time(), &steps, most);
+    let beside = Beside {
+        frame: connection_time(card)?,
+        step_threads: card.threads,
+        processors: std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let capacity = Capacity::measured(card.frame_time(), &steps, most).with(beside);
     for (streams, took) in &steps {
         log::debug!("a step of {streams} takes {:.1} ms", took.as_secs_f64() * 1e3);
     }
+    log::debug!("a connection takes {:.1} ms a frame", beside.frame.as_secs_f64() * 1e3);
     log::info!("{} sessions fit in real time", capacity.sessions());
     Ok(capacity)
+}
+
+/// What unpacking a frame of Opus and packing the answer takes, at best: the least of some tries.
+fn connection_time(card: &Card) -> moshi_core::Result<Duration> {
+    let failed =
+        |error: WireError| Error::Device { device: "opus".into(), reason: error.to_string() };
+    let mut writer = OpusWriter::new(card.sample_rate_hz).map_err(failed)?;
+    let mut reader = OpusReader::new(card.sample_rate_hz).map_err(failed)?;
+    let noise = Noise::new(1).take(card.frame_samples);
+    let mut samples = Vec::new();
+    let mut least = Duration::MAX;
+    for _ in 0..=TIMED_STEPS {
+        samples.clear();
+        let start = Instant::now();
+        let pages = writer.push(&noise).map_err(failed)?;
+        reader.push(&pages, &mut samples);
+        least = least.min(start.elapsed());
+    }
+    Ok(least)
 }
 
 /// The loop. Ends with [`Command::Stop`], or an error of the engine.

@@ -41,7 +41,8 @@ fn frames(path: &Path, pad: f64) -> Result<Vec<f32>> {
 }
 
 pub(crate) fn client(args: &ClientArgs) -> Result<i32> {
-    let RecordingArgs { input: Some(input), output, pad, json: as_json } = &args.recording else {
+    let RecordingArgs { input, output, pad, json: as_json } = &args.recording;
+    let (Some(url), Some(input)) = (&args.url, input) else {
         // The Python package holds conversations through devices before it comes here.
         let reason = "the sound devices are those of the Python package: pip install \
                       \"moshi-rs[audio,client]\", then python -m moshi_rs client; or name a \
@@ -59,7 +60,7 @@ pub(crate) fn client(args: &ClientArgs) -> Result<i32> {
     let watch = Watch::new();
     let live = !as_json && stdout().is_terminal();
     let report = block_on(async {
-        let mut client = ChatClient::connect(&args.connect.url, &options).await?;
+        let mut client = ChatClient::connect(url, &options).await?;
         let show = |event: &ClientEvent| {
             if let (true, ClientEvent::Text(said)) = (live, event) {
                 // A terminal that is gone ends the command at its next line.
@@ -119,7 +120,7 @@ pub(crate) fn loadtest(args: &LoadtestArgs) -> Result<i32> {
         None => voice_like(),
     };
     let options = LoadOptions {
-        url: args.connect.url.clone(),
+        url: args.url.clone(),
         client: options(&args.connect)?,
         sessions: args.sessions.into(),
         duration: Duration::from_secs(args.seconds.into()),

@@ -2,14 +2,14 @@
 //! loads a model again reads them from there, and rounds and reorders nothing.
 //!
 //! The file is a safetensors file of bytes, one tensor for each matrix, named by what it was made
-//! from. It is written under another name and put in its place when it is whole. A file that cannot
-//! be read or written costs its advantage, never a model.
+//! from. It is written under a name of its own and put in its place when it is whole. A file that
+//! cannot be read or written costs its advantage and no model; only a folder that cannot be made is
+//! an error.
 
 use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Fingerprint, TensorFile};
 use crate::error::{Error, Result};
+use crate::session::random_seed;
 
 /// Room in the header for each tensor, beside its name.
 const HEADER_BYTES_OF_A_TENSOR: usize = 96;
@@ -27,8 +28,6 @@ const EXTENSION: &str = "packed.safetensors";
 const PART: &str = "part";
 /// A file that nobody wrote to for so long was left by a process that was killed.
 const ABANDONED: Duration = Duration::from_secs(3600);
-/// Tells apart the files that one process writes.
-static PARTS: AtomicU64 = AtomicU64::new(0);
 
 /// The packed weights of one model, from an earlier load or for a later one.
 pub(crate) struct PackedFile {
@@ -115,9 +114,9 @@ impl Writer {
         let room: usize = names.map(|name| name.len() + HEADER_BYTES_OF_A_TENSOR).sum();
         let header_bytes = (room + LENGTH_BYTES + 2).next_multiple_of(64) - LENGTH_BYTES;
         remove_abandoned(path)?;
-        let number = PARTS.fetch_add(1, Ordering::Relaxed);
-        let part = path.with_extension(format!("{}-{number}.{PART}", std::process::id()));
-        let mut file = BufWriter::new(File::create(&part)?);
+        // Processes in containers have the same numbers.
+        let part = path.with_extension(format!("{:016x}.{PART}", random_seed()));
+        let mut file = BufWriter::new(File::create_new(&part)?);
         file.seek(SeekFrom::Start((LENGTH_BYTES + header_bytes) as u64))?;
         Ok(Self { file, path: part, header_bytes, header: Map::new(), data_bytes: 0 })
     }
@@ -153,15 +152,23 @@ impl Writer {
 fn remove_abandoned(path: &Path) -> io::Result<()> {
     let Some(folder) = path.parent() else { return Ok(()) };
     for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        let is_part = path.extension().is_some_and(|extension| extension == PART)
-            && path.to_string_lossy().contains(".packed.");
-        let age = || path.metadata().ok()?.modified().ok()?.elapsed().ok();
-        if is_part && age().is_some_and(|age| age > ABANDONED) {
-            fs::remove_file(&path)?;
+        let entry = entry?;
+        let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if is_part(&entry.file_name()) && age().is_some_and(|age| age > ABANDONED) {
+            // Another process may have been faster.
+            let _ = fs::remove_file(entry.path());
         }
     }
     Ok(())
+}
+
+/// True for names that [`Writer::begin`] gives.
+fn is_part(name: &std::ffi::OsStr) -> bool {
+    let hex = |text: &str, len: usize| {
+        text.len() == len && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    let parts: Vec<&str> = name.to_str().unwrap_or_default().split('.').collect();
+    matches!(parts[..], [name, "packed", number, PART] if hex(name, 32) && hex(number, 16))
 }
 
 impl Drop for Writer {
@@ -216,6 +223,15 @@ mod tests {
         file.put("one", &[7; 64]);
         file.finish();
         assert_eq!(fs::read(&path).unwrap(), whole);
+    }
+
+    #[test]
+    fn only_own_files_are_abandoned() {
+        let own = format!("{:032x}.packed.{:016x}.part", 7, 8);
+        assert!(is_part(own.as_ref()));
+        for other in ["a.part", "x.packed.y.part", "download.part", &own[1..], "a.packed.0.part"] {
+            assert!(!is_part(other.as_ref()), "{other}");
+        }
     }
 
     #[test]

@@ -198,9 +198,9 @@ fn packed_file<E: Executor>(
     let (Some(folder), Some(form)) = (&options.packed_cache, exec.packed_form()) else {
         return Ok(None);
     };
-    // The fingerprint knows the ends of tensors only.
+    // The fingerprint knows the ends of tensors only, and another version may round otherwise.
     let changed: Vec<String> = catalog.files().iter().map(|file| file.last_change()).collect();
-    let form = format!("{form} {changed:?}");
+    let form = format!("{form} {} {changed:?}", env!("CARGO_PKG_VERSION"));
     let names = expected.iter().map(|tensor| tensor.name.as_str());
     PackedFile::open(folder, fingerprint, &form, names).map(Some)
 }

@@ -168,6 +168,7 @@ macro_rules! panels_times_rows {
             for i in 0..inputs {
                 let mut weights: [F; P] = [splat(0.0); P];
                 for p in 0..P {
+                    prefetch(&lanes[p][i]);
                     weights[p] = $load(&lanes[p][i]);
                 }
                 for n in 0..N {
@@ -246,6 +247,7 @@ macro_rules! scores_and_values {
                     let weight = splat(*weight);
                     let position = &position[first..first + LANES];
                     for l in 0..LANES {
+                        prefetch(&position[l]);
                         totals[l] = fma($load(&position[l]), weight, totals[l]);
                     }
                 }
@@ -280,7 +282,7 @@ macro_rules! kernels {
         pub(super) mod $name {
             use super::lanes::$name::{
                 BLOCK_ROWS, F, FLOAT_ROWS, I, VALUE_LANES, add, dot_4, dot_8, fma, load, load_bf16,
-                load_f16, load_i8, load_sums, mul, splat, start_4, start_8, store, to_float,
+                load_f16, load_i8, load_sums, mul, prefetch, splat, start_4, start_8, store, to_float,
             };
             use super::{
                 BLOCK, Block, FloatRows, Lane8, Lane16, Lane32, Out, Outputs, PANEL, Quantised,
@@ -308,6 +310,7 @@ macro_rules! kernels {
                     }
                     for group in 0..BLOCK / 4 {
                         let weights = part(tile, 64 * group);
+                        prefetch(weights);
                         for n in 0..N {
                             products[n] = dot_8(products[n], weights, x[n][b].quads[group]);
                         }
@@ -336,6 +339,7 @@ macro_rules! kernels {
                     }
                     for group in 0..4 {
                         let weights = part(tile, 64 * group);
+                        prefetch(weights);
                         for n in 0..N {
                             let quads = &x[n][b].quads;
                             products[n] =
@@ -363,6 +367,7 @@ macro_rules! kernels {
                     let mut products: [I; N] = [start_4(0, 0); N];
                     for group in 0..4 {
                         let weights = part(tile, 64 * group);
+                        prefetch(weights);
                         for n in 0..N {
                             let quads = &x[n][b].quads;
                             products[n] =

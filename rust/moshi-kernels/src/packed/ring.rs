@@ -461,7 +461,8 @@ mod tests {
 
     #[test]
     fn results_do_not_depend_on_threads() {
-        let heads = Heads { query: 4, key: 4, width: 128 };
+        // Enough for threads to share even 8 bits.
+        let heads = Heads { query: 16, key: 16, width: 128 };
         for format in [RingFormat::F32, RingFormat::Bf16, RingFormat::Q8] {
             let mut ring = PackedRing::new(heads, 128, format).unwrap();
             for position in 0..200 {

@@ -7,8 +7,10 @@ use std::time::Duration;
 use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderValue, Uri};
 use futures_util::{SinkExt, StreamExt};
+use moshi_wire::WireError;
 use moshi_wire::chat::ChatMessage;
 use moshi_wire::opus::{OpusReader, OpusWriter};
+use moshi_wire::pcm::{self, Coding, SampleReader};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -65,14 +67,37 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 /// A conversation as its client sees it.
 pub struct ChatClient {
     socket: WebSocketStream<Box<dyn Io>>,
-    reader: Box<OpusReader>,
-    writer: Box<OpusWriter>,
+    audio: Audio,
     closed: bool,
+}
+
+/// The form in which samples travel.
+enum Audio {
+    Opus { reader: Box<OpusReader>, writer: Box<OpusWriter> },
+    Pcm16(SampleReader),
+}
+
+impl Audio {
+    fn pack(&mut self, samples: &[f32]) -> Result<Vec<u8>, WireError> {
+        match self {
+            Self::Opus { writer, .. } => writer.push(samples),
+            Self::Pcm16(_) => Ok(pcm::encode(Coding::Pcm16, samples)),
+        }
+    }
+
+    fn unpack(&mut self, bytes: &[u8]) -> Vec<f32> {
+        let mut samples = Vec::new();
+        match self {
+            Self::Opus { reader, .. } => reader.push(bytes, &mut samples),
+            Self::Pcm16(reader) => reader.push(bytes, &mut samples),
+        }
+        samples
+    }
 }
 
 impl ChatClient {
     /// Connects to a server at `ws://`, `wss://`, `http://` or `https://`; without a path, to
-    /// `/api/chat`.
+    /// `/api/chat`. With `audio=pcm16` in the address, samples travel as they are, else as Opus.
     ///
     /// # Errors
     /// [`ServeError::Connect`] with what the server said; [`ServeError::Config`] for an address
@@ -125,11 +150,17 @@ impl ChatClient {
                 Ok(Ok((socket, _))) => socket,
             };
         let rate_hz = if options.sample_rate_hz == 0 { 24_000 } else { options.sample_rate_hz };
-        let codec = |error: moshi_wire::WireError| ServeError::Config(error.to_string());
+        let codec = |error: WireError| ServeError::Config(error.to_string());
         Ok(Self {
             socket,
-            reader: Box::new(OpusReader::new(rate_hz).map_err(codec)?),
-            writer: Box::new(OpusWriter::new(rate_hz).map_err(codec)?),
+            audio: if address.wants_pcm16() {
+                Audio::Pcm16(SampleReader::new(Coding::Pcm16))
+            } else {
+                Audio::Opus {
+                    reader: Box::new(OpusReader::new(rate_hz).map_err(codec)?),
+                    writer: Box::new(OpusWriter::new(rate_hz).map_err(codec)?),
+                }
+            },
             closed: false,
         })
     }
@@ -139,11 +170,11 @@ impl ChatClient {
     /// # Errors
     /// [`ServeError::Config`] if the codec fails.
     pub async fn send(&mut self, samples: &[f32]) -> Result<bool, ServeError> {
-        let pages = self.writer.push(samples).map_err(|e| ServeError::Config(e.to_string()))?;
-        if pages.is_empty() {
+        let bytes = self.audio.pack(samples).map_err(|e| ServeError::Config(e.to_string()))?;
+        if bytes.is_empty() {
             return Ok(!self.closed);
         }
-        Ok(self.send_message(ChatMessage::Audio(&pages).encode()).await)
+        Ok(self.send_message(ChatMessage::Audio(&bytes).encode()).await)
     }
 
     /// Sends a message as it is; false when the connection is gone. A server that takes nothing for
@@ -185,11 +216,7 @@ impl ChatClient {
     fn event(&mut self, message: &[u8]) -> Option<ClientEvent> {
         Some(match ChatMessage::decode(message).ok()? {
             ChatMessage::Handshake { .. } => ClientEvent::Ready,
-            ChatMessage::Audio(bytes) => {
-                let mut samples = Vec::new();
-                self.reader.push(bytes, &mut samples);
-                ClientEvent::Audio(samples)
-            }
+            ChatMessage::Audio(bytes) => ClientEvent::Audio(self.audio.unpack(bytes)),
             ChatMessage::Text(text) | ChatMessage::ColoredText(_, text) => {
                 ClientEvent::Text(text.to_owned())
             }
@@ -270,6 +297,11 @@ impl Address {
             path.push_str(&query);
         }
         Ok(Self { secure, host, port, authority: authority.as_str().to_owned(), path })
+    }
+
+    fn wants_pcm16(&self) -> bool {
+        let query = self.path.split_once('?').map_or("", |(_, query)| query);
+        query.split('&').any(|pair| pair == "audio=pcm16")
     }
 
     fn scheme(&self) -> &'static str {

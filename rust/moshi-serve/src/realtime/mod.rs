@@ -67,11 +67,16 @@ pub(crate) async fn handler(
     }
     let dialect = dialect(request.headers());
     let mut settings = Settings::new(&app.hub.card().name);
-    // It was checked when it was promised.
-    if let Some(Promise(promised)) = request.extensions().get()
-        && let Err(BadSetting(param, reason)) = settings.update(promised)
-    {
-        return refusal(StatusCode::BAD_REQUEST, "invalid_value", &format!("{param}: {reason}"));
+    if let Some(Promise(promised)) = request.extensions().get() {
+        // Written here, from settings that were taken.
+        let promised: Value = serde_json::from_str(promised).unwrap_or_default();
+        if let Err(BadSetting(param, reason)) = settings.update(&promised) {
+            let message = format!("{param}: {reason}");
+            return refusal(StatusCode::BAD_REQUEST, "invalid_value", &message);
+        }
+        if let Some(id) = promised["id"].as_str() {
+            id.clone_into(&mut settings.id);
+        }
     }
     let most = max_message_bytes(&app);
     upgrade(&mut request, "realtime", most, move |socket| async move {

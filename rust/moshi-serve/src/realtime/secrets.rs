@@ -50,7 +50,9 @@ pub(crate) async fn handler(
             }
         },
     });
-    let promise = asked.get("session").cloned().map(Promise);
+    // As they were understood: nothing else of what was sent is kept.
+    let told = settings.json(Dialect::Current);
+    let promise = asked.get("session").is_some().then(|| Promise(told.to_string()));
     let Some(ticket) = app.auth.issue_ticket_for(life, promise, Instant::now()) else {
         let message = "too many ephemeral keys are out; try again in a minute";
         return refusal(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
@@ -59,7 +61,7 @@ pub(crate) async fn handler(
     let body = json!({
         "value": format!("{EPHEMERAL_KEY}{ticket}"),
         "expires_at": (now + life).as_secs(),
-        "session": settings.json(Dialect::Current),
+        "session": told,
     });
     ([(CACHE_CONTROL, "no-store")], axum::Json(body)).into_response()
 }

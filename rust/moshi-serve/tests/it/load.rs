@@ -67,9 +67,13 @@ async fn a_session_that_is_cut_did_not_run_to_its_end() {
 #[tokio::test]
 async fn a_good_server_answers_everything() {
     let server = Running::start(&Arc::new(Echo::new()), config(1));
-    let stop = Arc::new(AtomicBool::new(false));
-    let report = load_test(options(server.url()), stop).await.unwrap();
-    assert_eq!((report.completed, report.cut), (1, 0));
-    assert_eq!(report.sent_frames, FRAMES);
+    for path in ["", "/?audio=pcm16"] {
+        let stop = Arc::new(AtomicBool::new(false));
+        let url = format!("{}{path}", server.url());
+        let report = load_test(options(url), stop).await.unwrap();
+        assert_eq!((report.completed, report.cut), (1, 0), "{path}");
+        assert_eq!((report.sent_frames, report.latency.frames()), (FRAMES, FRAMES), "{path}");
+        server.slots(0, 0).await;
+    }
     server.stop().await;
 }

@@ -52,6 +52,7 @@ impl Echo {
             seed: None,
             session_bytes: 1_000_000,
             executor: "echo".into(),
+            threads: 1,
         };
         Self {
             card,
