@@ -164,8 +164,11 @@ mod x86 {
         for chunk in chunks {
             for (sum, line) in sums.iter_mut().zip(chunk.as_chunks::<64>().0) {
                 let ahead = line.as_ptr().wrapping_add(AHEAD_BYTES).cast();
+                #[allow(unused_unsafe, reason = "older compilers call it unsafe")]
                 // SAFETY: a hint reads nothing, wherever it points.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead) };
+                unsafe {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead);
+                }
                 // SAFETY: sixty-four bytes.
                 let words = unsafe { _mm512_loadu_si512(line.as_ptr().cast()) };
                 *sum = _mm512_add_epi64(*sum, words);

@@ -154,8 +154,12 @@ pub(super) mod avx2 {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(crate) fn prefetch(bytes: &[u8]) {
+        let ahead = bytes.as_ptr().wrapping_add(AHEAD_BYTES).cast();
+        #[allow(unused_unsafe, reason = "older compilers call it unsafe")]
         // SAFETY: a hint reads nothing, wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD_BYTES).cast()) };
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(ahead);
+        }
     }
     pub(crate) const VALUE_LANES: usize = 4;
 
@@ -328,8 +332,12 @@ pub(super) mod avx512 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     pub(crate) fn prefetch(bytes: &[u8]) {
+        let ahead = bytes.as_ptr().wrapping_add(AHEAD_BYTES).cast();
+        #[allow(unused_unsafe, reason = "older compilers call it unsafe")]
         // SAFETY: a hint reads nothing, wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD_BYTES).cast()) };
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(ahead);
+        }
     }
     pub(crate) const VALUE_LANES: usize = 8;
 
