@@ -13,6 +13,7 @@ BENCH_VENV ?= .venv-bench
 BOX_VENV ?= .venv-box
 CLIENTS_VENV ?= .venv-clients
 BOX_WORK ?= box-work
+BOX_SETTINGS ?=
 CUDA_TOOLKIT := 13.0.3
 CUDA_PACKAGES := -p moshi-kernels -p moshi-core -p moshi-cli -p moshi-py -p moshi-tests
 MANYLINUX := manylinux_2_17
@@ -140,7 +141,7 @@ $(BOX_VENV)/ready: python/recipes/box/requirements.txt | tools
 box: $(BOX_VENV)/ready ## Train the model in the box again, into BOX_WORK; hours, 6 GB of packages
 	@# The evaluation runs the engine as it is now.
 	$(BOX_VENV)/bin/pip install --quiet .
-	$(BOX_VENV)/bin/python python/recipes/box/run.py all --work $(BOX_WORK)
+	$(BOX_VENV)/bin/python python/recipes/box/run.py all --work $(BOX_WORK) $(BOX_SETTINGS)
 
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 SPEED_MINUTES ?= 14
