@@ -6,7 +6,7 @@
 //! concealed by the codec, up to a second. Writing makes one packet of 40 ms on each page, the
 //! headers before the first, as every known reader takes it.
 
-use ropus::{Application, Bitrate, Channels, DecodeMode, Decoder, Encoder, Signal};
+use ropus::{Application, Bitrate, Channels, DecodeMode, Decoder, Encoder};
 
 use crate::WireError;
 use crate::ogg::{MAX_PAGE_BYTES, OggItem, PageReader, PageWriter};
@@ -21,10 +21,11 @@ const MAX_CONCEALED_MS: u32 = 1_000;
 const MAX_PACKET_BYTES: usize = 1_275;
 /// Packets that we write, in milliseconds.
 const PACKET_MS: u32 = 40;
-/// Our bit rate, in bits per second: transparent for 24 kHz speech.
-const BITRATE_BPS: u32 = 32_000;
-/// Our effort, of 10.
-const COMPLEXITY: u8 = 5;
+/// Our bit rate, in bits per second. With it the codec's music mode is nearer to 24 kHz speech than
+/// its voice mode at 32,000, for a quarter of the time and 4 ms less delay.
+const BITRATE_BPS: u32 = 48_000;
+/// Our effort, of 10: from 5 on, encoding takes twice as long for half a decibel.
+const COMPLEXITY: u8 = 4;
 /// Serial number of our streams, that of the original's.
 const SERIAL: u32 = 42;
 
@@ -177,10 +178,9 @@ impl OpusWriter {
     /// # Errors
     /// [`WireError::Encoder`] for another rate.
     pub fn new(rate_hz: u32) -> Result<Self, WireError> {
-        let encoder = Encoder::builder(rate_hz, Channels::Mono, Application::Voip)
+        let encoder = Encoder::builder(rate_hz, Channels::Mono, Application::RestrictedLowDelay)
             .bitrate(Bitrate::Bits(BITRATE_BPS))
             .complexity(COMPLEXITY)
-            .signal(Signal::Voice)
             .build()
             .map_err(|e| WireError::Encoder { reason: e.to_string() })?;
         let packet_samples = (rate_hz / 1000 * PACKET_MS) as usize;
