@@ -17,7 +17,7 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use crate::backend::{Backend, Card, StreamOptions};
 use crate::capacity::{Beside, Capacity};
-use crate::hub::{Command, Hub, HubOptions, OutputFrame, Shared};
+use crate::hub::{Command, Hub, HubOptions, OutputFrame, Shared, next_commands};
 use crate::scheduler::{Decision, Ready, Rules, Scheduler, SlotId};
 
 /// Steps of one size that are timed at the start, after one that warms up. Odd: the median counts.
@@ -182,11 +182,10 @@ fn run<B: Backend>(backend: &B, shared: &Shared) -> moshi_core::Result<()> {
             let now = shared.now();
             shared.expire(&mut state, now);
             shared.rest(&mut state, now);
-            if !state.commands.is_empty() {
-                break (std::mem::take(&mut state.commands), Vec::new());
-            }
+            let commands = next_commands(&mut state.commands);
             let until = match state.scheduler.decide(now) {
-                Decision::Step(batch) => break (Vec::new(), batch),
+                Decision::Step(batch) => break (commands, batch),
+                _ if !commands.is_empty() => break (commands, Vec::new()),
                 Decision::Wait(until) => Some(until),
                 Decision::Idle => state.scheduler.next_deadline(),
             };
@@ -288,6 +287,7 @@ fn step<B: Backend>(
             step: live.steps,
             lag: frame_time * ready.waiting as u32,
             dropped: ready.dropped,
+            took,
         };
         // A receiver that is gone has parked or closed its conversation.
         if let Err(TrySendError::Full(_)) = live.events.try_send(frame) {

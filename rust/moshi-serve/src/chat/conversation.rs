@@ -30,6 +30,8 @@ pub(super) struct Conversation<'a> {
     pub(super) drain: watch::Receiver<Option<Duration>>,
     pub(super) lag: Duration,
     pub(super) dropped: u64,
+    /// What the last step took.
+    pub(super) took: Duration,
     /// When metadata were sent last, and what drops they told.
     pub(super) said: Option<(Instant, u64)>,
 }
@@ -168,6 +170,7 @@ impl Conversation<'_> {
         }
         self.lag = frame.lag;
         self.dropped = frame.dropped;
+        self.took = frame.took;
         let due = self.said.is_none_or(|(at, dropped)| {
             at.elapsed() >= STATS_EVERY && (self.parameters.stats || dropped != self.dropped)
         });
@@ -227,6 +230,8 @@ impl Conversation<'_> {
             "max_steps": self.parameters.max_steps,
             "steps": settings.steps,
             "lag_ms": self.lag.as_millis() as u64,
+            // To the microsecond.
+            "step_ms": (self.took.as_secs_f64() * 1e6).round() / 1e3,
             "dropped_frames": self.dropped,
             "resume_token": self.handle.token().text(),
             "resume_grace_s": self.app.hub.grace().as_secs(),

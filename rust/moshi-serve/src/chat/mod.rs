@@ -85,6 +85,7 @@ async fn run(app: &App, mut socket: Socket, parameters: &Parameters) {
         drain: app.drain.clone(),
         lag: Duration::ZERO,
         dropped: 0,
+        took: Duration::ZERO,
         said: None,
     };
     conversation.run().await;

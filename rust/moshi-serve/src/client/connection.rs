@@ -14,7 +14,7 @@ use moshi_wire::pcm::{self, Coding, SampleReader};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -69,6 +69,8 @@ pub struct ChatClient {
     socket: WebSocketStream<Box<dyn Io>>,
     audio: Audio,
     closed: bool,
+    sent_at: Instant,
+    received_at: Instant,
 }
 
 /// The form in which samples travel.
@@ -162,6 +164,8 @@ impl ChatClient {
                 }
             },
             closed: false,
+            sent_at: Instant::now(),
+            received_at: Instant::now(),
         })
     }
 
@@ -171,10 +175,21 @@ impl ChatClient {
     /// [`ServeError::Config`] if the codec fails.
     pub async fn send(&mut self, samples: &[f32]) -> Result<bool, ServeError> {
         let bytes = self.audio.pack(samples).map_err(|e| ServeError::Config(e.to_string()))?;
+        self.sent_at = Instant::now();
         if bytes.is_empty() {
             return Ok(!self.closed);
         }
         Ok(self.send_message(ChatMessage::Audio(&bytes).encode()).await)
+    }
+
+    /// When the last samples left, packed.
+    pub fn sent_at(&self) -> Instant {
+        self.sent_at
+    }
+
+    /// When the last message came, before it was unpacked.
+    pub fn received_at(&self) -> Instant {
+        self.received_at
     }
 
     /// Sends a message as it is; false when the connection is gone. A server that takes nothing for
@@ -197,6 +212,7 @@ impl ChatClient {
         while !self.closed {
             match self.socket.next().await {
                 Some(Ok(Message::Binary(bytes))) => {
+                    self.received_at = Instant::now();
                     if let Some(event) = self.event(&bytes) {
                         return event;
                     }

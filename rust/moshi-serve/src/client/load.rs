@@ -39,6 +39,8 @@ pub struct LoadReport {
     pub reasons: Vec<String>,
     /// Times of all frames.
     pub latency: Latency,
+    /// What steps of the server took, as its metadata told.
+    pub steps: Latency,
     /// Frames whose result came more than a frame's time after their input was sent, or never.
     pub late_frames: usize,
     /// Frames sent.
@@ -80,6 +82,7 @@ pub async fn load_test(
                 let late = session.latency.over(options.frame_time);
                 report.late_frames += late + session.unanswered_frames;
                 report.latency.extend(&session.latency);
+                report.steps.extend(&session.steps);
                 report.sent_frames += session.sent_frames;
                 report.dropped_frames += session.dropped_frames;
                 report.lag_ms = report.lag_ms.max(session.lag_ms);

@@ -25,8 +25,10 @@ pub struct Report {
     pub samples: Vec<f32>,
     /// What it said.
     pub text: String,
-    /// From sending a frame to having its result.
+    /// From the last byte of a frame, packed, to the last byte of its result.
     pub latency: Latency,
+    /// What steps of the server took, as its metadata told.
+    pub steps: Latency,
     /// Frames sent.
     pub sent_frames: usize,
     /// Largest lag that the server told, in milliseconds.
@@ -89,10 +91,10 @@ pub async fn converse(
         tokio::select! {
             () = sleep_until(next), if frames.peek().is_some() => {
                 let Some(frame) = frames.next() else { continue };
-                sent_at.push_back(Instant::now());
-                report.sent_frames += 1;
                 // Where nothing can be sent any more, the next event says why.
                 client.send(&frame).await?;
+                sent_at.push_back(client.sent_at());
+                report.sent_frames += 1;
                 next += frame_time;
             }
             event = client.next() => {
@@ -109,7 +111,7 @@ pub async fn converse(
                 while answered < report.samples.len() / samples_per_frame {
                     answered += 1;
                     if let Some(at) = sent_at.pop_front() {
-                        report.latency.add(at.elapsed());
+                        report.latency.add(client.received_at().duration_since(at));
                     }
                 }
             }
@@ -143,6 +145,11 @@ fn take(report: &mut Report, event: ClientEvent, heard: &mut impl FnMut(&ClientE
         ClientEvent::Text(text) => report.text.push_str(&text),
         ClientEvent::Metadata(metadata) => {
             report.lag_ms = report.lag_ms.max(metadata["lag_ms"].as_u64().unwrap_or(0));
+            // 0 before the first step.
+            let step_ms = metadata["step_ms"].as_f64();
+            if let Some(ms) = step_ms.filter(|ms| (f64::MIN_POSITIVE..1e6).contains(ms)) {
+                report.steps.add(Duration::from_secs_f64(ms / 1e3));
+            }
             report.dropped_frames = metadata["dropped_frames"].as_u64().unwrap_or(0);
             report.metadata = metadata;
         }

@@ -21,7 +21,7 @@ pub use self::endings::{End, OpenError};
 use self::session::{Leave, Opening};
 pub use self::session::{OutputFrame, SessionHandle, SessionRequest};
 use self::shared::Link;
-pub(crate) use self::shared::{Command, Shared, State};
+pub(crate) use self::shared::{Command, Shared, State, next_commands};
 use crate::backend::Card;
 use crate::metrics::{Metrics, label};
 use crate::scheduler::{Overflow, Refusal, Scheduler, SlotId};
@@ -76,7 +76,7 @@ impl Hub {
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), &card.executor);
         let state = State {
             scheduler,
-            commands: Vec::new(),
+            commands: VecDeque::new(),
             links: HashMap::new(),
             tokens: HashMap::new(),
             generation: 0,
@@ -256,7 +256,7 @@ impl Hub {
         handle.stepped = blob.is_some();
         if !state.failed {
             let stream = request.stream;
-            state.commands.push(Command::Open { slot, stream, blob, events, reply });
+            state.commands.push_back(Command::Open { slot, stream, blob, events, reply });
         }
         self.shared.changed(state);
         Opening { handle, settings }
@@ -277,7 +277,7 @@ impl Hub {
         let mut handle = self.link(&mut state, slot, Token::from(token), receiver);
         // Not begun by this connection, and not to be lost with it.
         handle.stepped = true;
-        state.commands.push(Command::Attach { slot, events, reply });
+        state.commands.push_back(Command::Attach { slot, events, reply });
         self.shared.changed(state);
         Some(Opening { handle, settings })
     }
@@ -383,7 +383,7 @@ impl Hub {
         let (reply, blobs) = oneshot::channel();
         let mut state = self.shared.lock();
         if !state.failed {
-            state.commands.push(Command::Snapshot(reply));
+            state.commands.push_back(Command::Snapshot(reply));
         }
         self.shared.changed(state);
         blobs
@@ -403,7 +403,7 @@ impl Hub {
     /// Ends the worker after what it is doing.
     pub(crate) fn stop(&self) {
         let mut state = self.shared.lock();
-        state.commands.push(Command::Stop);
+        state.commands.push_back(Command::Stop);
         self.shared.changed(state);
     }
 }

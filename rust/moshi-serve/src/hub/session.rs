@@ -37,6 +37,8 @@ pub struct OutputFrame {
     pub lag: Duration,
     /// Input frames dropped so far.
     pub dropped: u64,
+    /// What the engine's step took, for all conversations that were in it.
+    pub took: Duration,
 }
 
 pub(super) struct Opening {

@@ -1,6 +1,6 @@
 //! What connections and the worker share, behind one lock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -35,6 +35,14 @@ pub(crate) enum Command {
     Stop,
 }
 
+/// What the worker is to do before its next step. One conversation is opened at a time: those that
+/// run do not wait for a crowd of new ones.
+pub(crate) fn next_commands(commands: &mut VecDeque<Command>) -> Vec<Command> {
+    let opens = |command: &Command| matches!(command, Command::Open { .. });
+    let count = commands.iter().position(opens).map_or(commands.len(), |at| at + 1);
+    commands.drain(..count).collect()
+}
+
 /// A slot's connection.
 pub(super) struct Link {
     pub(super) generation: u64,
@@ -44,7 +52,7 @@ pub(super) struct Link {
 
 pub(crate) struct State {
     pub(crate) scheduler: Scheduler<Vec<f32>>,
-    pub(crate) commands: Vec<Command>,
+    pub(crate) commands: VecDeque<Command>,
     pub(super) links: HashMap<SlotId, Link>,
     pub(super) tokens: HashMap<TokenHash, SlotId>,
     pub(super) generation: u64,
@@ -70,7 +78,7 @@ impl State {
                 link.end.send_replace(reason);
             }
         }
-        self.commands.push(Command::Forget(slot));
+        self.commands.push_back(Command::Forget(slot));
     }
 }
 
@@ -174,5 +182,25 @@ impl Shared {
 
     pub(crate) fn count_end(&self, reason: &str) {
         self.metrics.ended.get_or_create(&label("reason", reason)).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conversations_open_one_at_a_time() {
+        let open = |slot| Command::Open {
+            slot,
+            stream: StreamOptions { seed: None, sampling: None },
+            blob: None,
+            events: mpsc::channel(1).0,
+            reply: oneshot::channel().0,
+        };
+        let mut commands: VecDeque<Command> =
+            [Command::Forget(1), open(2), Command::Forget(3), open(4), Command::Forget(5)].into();
+        let counts = [(); 4].map(|()| next_commands(&mut commands).len());
+        assert_eq!(counts, [2, 2, 1, 0]);
     }
 }

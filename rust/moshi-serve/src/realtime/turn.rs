@@ -97,7 +97,14 @@ mod tests {
 
     fn frame(step: u64, loud: bool, text: &str) -> OutputFrame {
         let pcm = vec![if loud { 0.1 } else { 0.0 }; 8];
-        OutputFrame { pcm, text: text.into(), step, lag: Duration::ZERO, dropped: 0 }
+        OutputFrame {
+            pcm,
+            text: text.into(),
+            step,
+            lag: Duration::ZERO,
+            dropped: 0,
+            took: Duration::ZERO,
+        }
     }
 
     fn steps(turn: &Turn) -> Vec<u64> {
