@@ -215,6 +215,10 @@ pub trait Executor: Clone + Send + Sync + 'static {
     }
     /// Bytes that [`Executor::table`] takes for a matrix in a storage.
     fn table_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64;
+    /// Bytes that [`Executor::quantise`] reads of a codebook `[rows, cols]`, candidates aside.
+    fn search_bytes(&self, rows: usize, cols: usize) -> u64 {
+        Storage::F32.bytes_of(rows, cols)
+    }
     /// How this executor stores keys and values of a model that is asked for `wanted`, or for
     /// nothing, where `usual` fits the model's weights.
     ///

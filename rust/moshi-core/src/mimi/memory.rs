@@ -38,7 +38,14 @@ impl MimiMemory {
             let halved = options.mode == MimiMode::Fast
                 && tensor.shapes[0].len() > 1
                 && !tensor.name.ends_with("embedding_sum");
-            if halved { bytes / 2 } else { bytes }
+            // The search keeps a second copy, of half the bytes.
+            let searched =
+                options.parts != MimiParts::Decoder && tensor.name.ends_with("embedding_sum");
+            match (halved, searched) {
+                (true, _) => bytes / 2,
+                (_, true) => bytes.saturating_add(bytes / 2),
+                _ => bytes,
+            }
         });
         let sides = if options.parts == MimiParts::Both { 2 } else { 1 };
         let window = options.window.unwrap_or(config.context);

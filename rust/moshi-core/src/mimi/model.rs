@@ -9,7 +9,7 @@ use super::window::{Positions, Window};
 use crate::checkpoint::{Catalog, Fingerprint, SourceFile, TensorFile, layout};
 use crate::config::MimiConfig;
 use crate::error::{Error, Result, check_finite};
-use crate::exec::{Executor, Rotary, RotaryStyle, Storage};
+use crate::exec::{Executor, KeyStorage, Rotary, RotaryStyle, Storage};
 use crate::nn::Transformer;
 use crate::scratch::{Scratch, Spare, Taken};
 
@@ -34,8 +34,8 @@ pub enum MimiMode {
     /// In f32: codes are those of the original.
     #[default]
     Exact,
-    /// Convolutions, transformers and projections in bf16, which halves what a frame reads;
-    /// codebooks and arithmetic stay in f32. Few codes of the first codebook differ.
+    /// Convolutions, transformers, projections, keys and values in bf16, which halves what a frame
+    /// reads; codebooks and arithmetic stay in f32. Few codes of the first codebook differ.
     Fast,
 }
 
@@ -45,6 +45,14 @@ impl MimiMode {
         match self {
             Self::Exact => Storage::F32,
             Self::Fast => Storage::Bf16,
+        }
+    }
+
+    /// Storage of what attention remembers.
+    pub(super) fn keys(self) -> KeyStorage {
+        match self {
+            Self::Exact => KeyStorage::F32,
+            Self::Fast => KeyStorage::Bf16,
         }
     }
 }
@@ -87,6 +95,7 @@ pub struct Mimi<E: Executor> {
     encoder: Option<Encoder<E>>,
     decoder: Option<Decoder<E>>,
     quantizer: Quantizer<E>,
+    keys: KeyStorage,
     fingerprint: Fingerprint,
     scratch: Spare<Scratch>,
 }
@@ -157,6 +166,7 @@ impl<E: Executor> Mimi<E> {
             encoder,
             decoder,
             quantizer,
+            keys: exec.key_storage(None, options.mode.keys())?,
             fingerprint: Fingerprint::of(
                 &catalog.files(),
                 &[&match options.mode {
@@ -216,7 +226,7 @@ impl<E: Executor> Mimi<E> {
     /// # Errors
     /// [`Error::Session`] when only the decoder is loaded.
     pub fn encoder_state(&self) -> Result<EncoderState<E>> {
-        EncoderState::new(&self.exec, self.encoder()?.lane_shape(&self.config, 1))
+        EncoderState::new(&self.exec, self.encoder()?.lane_shape(&self.config, 1).with(self.keys))
     }
 
     /// A fresh decoding stream for calls of one frame.
@@ -224,7 +234,7 @@ impl<E: Executor> Mimi<E> {
     /// # Errors
     /// [`Error::Session`] when only the encoder is loaded.
     pub fn decoder_state(&self) -> Result<DecoderState<E>> {
-        DecoderState::new(&self.exec, self.decoder()?.lane_shape(&self.config, 1))
+        DecoderState::new(&self.exec, self.decoder()?.lane_shape(&self.config, 1).with(self.keys))
     }
 
     /// Encodes one frame of every stream: `pcm` is `[stream, frame_samples]`, the result
@@ -388,7 +398,7 @@ impl<E: Executor> Mimi<E> {
         let decoder = self.decoder()?;
         let dim = self.config.dimension();
         self.check_latent(latents, latents.len() / dim)?;
-        let shape = decoder.lane_shape(&self.config, OFFLINE_CHUNK_FRAMES);
+        let shape = decoder.lane_shape(&self.config, OFFLINE_CHUNK_FRAMES).with(self.keys);
         let mut state = DecoderState::new(&self.exec, shape)?;
         let mut pcm = Vec::new();
         for chunk in latents.chunks(dim * OFFLINE_CHUNK_FRAMES) {
@@ -408,7 +418,7 @@ impl<E: Executor> Mimi<E> {
     ) -> Result<()> {
         let encoder = self.encoder()?;
         check_finite("pcm", pcm)?;
-        let shape = encoder.lane_shape(&self.config, OFFLINE_CHUNK_FRAMES);
+        let shape = encoder.lane_shape(&self.config, OFFLINE_CHUNK_FRAMES).with(self.keys);
         let mut state = EncoderState::new(&self.exec, shape)?;
         let frame = self.config.frame_samples;
         for chunk in pcm.chunks(frame * OFFLINE_CHUNK_FRAMES) {

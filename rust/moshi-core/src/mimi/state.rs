@@ -25,6 +25,7 @@ pub(super) struct LaneShape {
     tails: Vec<(usize, usize)>,
     num_layers: usize,
     heads: Heads,
+    keys: KeyStorage,
     /// Positions that a ring keeps for later steps.
     window: usize,
     /// Positions per call, at most.
@@ -42,9 +43,15 @@ impl LaneShape {
             tails,
             num_layers: config.num_layers,
             heads: config.heads,
+            keys: KeyStorage::F32,
             window: config.context,
             chunk: chunk_frames * config.positions_per_frame,
         }
+    }
+
+    /// The same with keys and values stored so.
+    pub(super) fn with(self, keys: KeyStorage) -> Self {
+        Self { keys, ..self }
     }
 
     pub(super) fn tail_of<E: Executor>(conv: &Conv<E>) -> (usize, usize) {
@@ -57,8 +64,7 @@ impl<E: Executor> Lane<E> {
         let tails = shape.tails.iter().map(|&(rows, width)| exec.tail(rows, width));
         let tails = tails.collect::<Result<_>>()?;
         let capacity = shape.window + shape.chunk - 1;
-        let rings =
-            (0..shape.num_layers).map(|_| exec.ring(shape.heads, capacity, KeyStorage::F32));
+        let rings = (0..shape.num_layers).map(|_| exec.ring(shape.heads, capacity, shape.keys));
         let rings = rings.collect::<Result<_>>()?;
         Ok(Self { tails, rings, position: 0, shape })
     }

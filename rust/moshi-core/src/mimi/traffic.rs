@@ -32,7 +32,7 @@ impl MimiTraffic {
             let value_bytes = if shape.len() > 1 { matrix } else { size_of::<f32>() as u64 };
             let bytes = values * value_bytes;
             if let Some(side) = name.strip_prefix("quantizer.") {
-                traffic.add_quantiser(side, shape, num_codebooks);
+                traffic.add_quantiser(exec, side, shape, num_codebooks);
                 continue;
             }
             let encodes = name.starts_with("encoder") || name.starts_with("down");
@@ -43,7 +43,8 @@ impl MimiTraffic {
             }
         }
         let layers = config.num_layers as u64;
-        let ring = exec.ring_bytes(config.heads, config.context, KeyStorage::F32);
+        let keys = exec.key_storage(None, mode.keys()).unwrap_or(KeyStorage::F32);
+        let ring = exec.ring_bytes(config.heads, config.context, keys);
         let attention = 2 * config.positions_per_frame * config.context;
         for part in [&mut traffic.encode, &mut traffic.decode] {
             part.stream_bytes += layers * ring;
@@ -52,7 +53,13 @@ impl MimiTraffic {
         traffic
     }
 
-    fn add_quantiser(&mut self, name: &str, shape: &[usize], num_codebooks: usize) {
+    fn add_quantiser<E: Executor>(
+        &mut self,
+        exec: &E,
+        name: &str,
+        shape: &[usize],
+        num_codebooks: usize,
+    ) {
         let values: u64 = shape.iter().map(|&size| size as u64).product();
         let bytes = Storage::F32.bytes_of(values as usize, 1);
         if name.ends_with("input_proj.weight") {
@@ -65,7 +72,7 @@ impl MimiTraffic {
             let level = name.split('.').nth(3).and_then(|level| level.parse::<usize>().ok());
             let first_rest = usize::from(name.starts_with("rvq_rest"));
             if level.is_some_and(|level| level + first_rest < num_codebooks) {
-                self.encode.weight_bytes += bytes;
+                self.encode.weight_bytes += exec.search_bytes(shape[0], shape[1]);
                 self.encode.multiplications += values;
                 self.decode.stream_bytes += bytes / shape[0] as u64;
             }

@@ -6,11 +6,12 @@
 
 mod conv;
 mod memory;
+mod table;
 mod tuning;
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use moshi_kernels::arena::Arena;
 use moshi_kernels::isa::Isa;
@@ -22,10 +23,11 @@ use moshi_kernels::scalar::{self, BlockFormat, Heads};
 
 use self::conv::Conv;
 use self::memory::{Buffer, Memory};
+use self::table::Table;
 use super::tail::Tail;
 use super::{
-    Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, HostValues, KeyStorage,
-    Norm, RotaryStyle, Storage,
+    Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, KeyStorage, Norm,
+    RotaryStyle, Storage,
 };
 use crate::error::{Error, Result};
 
@@ -40,12 +42,6 @@ struct Shared {
     tunes: bool,
     arena: Arena,
     memory: Arc<Memory>,
-}
-
-/// Rows to look up; packed for the search when it is first searched.
-pub struct Table {
-    matrix: HostMatrix,
-    search: OnceLock<(PackedMatrix, Vec<f32>)>,
 }
 
 impl Cpu {
@@ -166,6 +162,10 @@ impl Executor for Cpu {
         storage.bytes_of(rows, cols)
     }
 
+    fn search_bytes(&self, rows: usize, cols: usize) -> u64 {
+        Packing::Bf16.bytes_of(rows, cols) as u64
+    }
+
     fn key_storage(&self, wanted: Option<KeyStorage>, usual: KeyStorage) -> Result<KeyStorage> {
         Ok(wanted.unwrap_or(usual))
     }
@@ -216,7 +216,7 @@ impl Executor for Cpu {
     }
 
     fn table(&self, matrix: HostMatrix) -> Result<Table> {
-        Ok(Table { matrix, search: OnceLock::new() })
+        Ok(Table::new(matrix))
     }
 
     fn conv(&self, conv: HostConv) -> Result<Conv> {
@@ -437,61 +437,8 @@ impl Executor for Cpu {
     }
 
     fn quantise(&self, residual: &mut Buffer, codebook: &Table, codes: &mut [u32]) -> Result<()> {
-        let (entries, half_squared_norms) = match codebook.search.get() {
-            Some(search) => search,
-            None => {
-                let search = self.search(&codebook.matrix)?;
-                codebook.search.get_or_init(|| search)
-            }
-        };
-        let mut products = self.buffer(residual.rows(), entries.rows());
-        let rows = FloatRows::adjacent(residual.values(), entries.cols());
-        entries.multiply(self.on(), rows, Store::Set(None), products.values_mut());
-        for (row, code) in codes.iter_mut().enumerate() {
-            let scores = half_squared_norms.iter().zip(products.row(row)).map(|(n, p)| n - p);
-            *code = first_smallest(scores) as u32;
-        }
-        let width = residual.width();
-        let HostValues::F32(values) = &codebook.matrix.values else {
-            unreachable!("codebooks are stored in f32");
-        };
-        for (row, &code) in residual.values_mut().chunks_exact_mut(width).zip(&*codes) {
-            let entry = &values[code as usize * width..(code as usize + 1) * width];
-            row.iter_mut().zip(entry).for_each(|(value, entry)| *value -= entry);
-        }
+        codebook.nearest(self, residual.values(), codes)?;
+        codebook.subtract(residual.values_mut(), codes);
         Ok(())
-    }
-}
-
-impl Cpu {
-    /// What the search in a codebook needs.
-    fn search(&self, codebook: &HostMatrix) -> Result<(PackedMatrix, Vec<f32>)> {
-        let HostValues::F32(values) = &codebook.values else {
-            unreachable!("codebooks are stored in f32");
-        };
-        let norms = values.chunks_exact(codebook.cols).map(|row| scalar::dot(row, row) / 2.0);
-        let norms = norms.collect();
-        let packed =
-            PackedMatrix::pack_on(self.packer(), codebook.rows, codebook.cols, codebook.as_ref())
-                .map_err(|e| no_memory(&e))?;
-        Ok((packed, norms))
-    }
-}
-
-/// Index of the smallest value, the first of equals.
-fn first_smallest(values: impl Iterator<Item = f32>) -> usize {
-    let smallest = values.enumerate().fold((0, f32::INFINITY), |best, (index, value)| {
-        if value < best.1 { (index, value) } else { best }
-    });
-    smallest.0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_of_equals_is_nearest() {
-        assert_eq!(first_smallest([3.0, 1.0, 1.0].into_iter()), 1);
     }
 }

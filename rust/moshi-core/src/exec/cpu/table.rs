@@ -1,0 +1,195 @@
+//! Rows to look up, and the search for the nearest of them.
+
+use std::sync::OnceLock;
+
+use moshi_kernels::packed::{FloatRows, PackedMatrix, Store};
+use moshi_kernels::scalar;
+
+use super::{Cpu, no_memory};
+use crate::error::Result;
+use crate::exec::{HostMatrix, HostValues, Storage};
+
+/// Relative error of a sum of products in f32, generously.
+const SUM_ERROR: f32 = 3e-5;
+
+/// Rows to look up; prepared for the search when it is first searched.
+pub struct Table {
+    pub(super) matrix: HostMatrix,
+    search: OnceLock<Search>,
+}
+
+/// The entries rounded to bf16, half the bytes to read. Their scores leave few candidates, among
+/// which the true entries decide: the result is that of a search in f32.
+struct Search {
+    rounded: PackedMatrix,
+    half_squared_norms: Vec<f32>,
+    /// Largest distance of an entry from its rounded twin.
+    rounding: f32,
+    /// Length of the longest entry.
+    longest: f32,
+}
+
+impl Table {
+    pub(super) fn new(matrix: HostMatrix) -> Self {
+        Self { matrix, search: OnceLock::new() }
+    }
+
+    fn search(&self, exec: &Cpu) -> Result<&Search> {
+        if let Some(search) = self.search.get() {
+            return Ok(search);
+        }
+        let search = Search::new(exec, &self.matrix)?;
+        Ok(self.search.get_or_init(|| search))
+    }
+
+    /// The nearest entry to every row of `x`, the first of equals.
+    pub(super) fn nearest(&self, exec: &Cpu, x: &[f32], codes: &mut [u32]) -> Result<()> {
+        let search = self.search(exec)?;
+        let mut scores = exec.buffer(codes.len(), self.matrix.rows);
+        let rows = FloatRows::adjacent(x, self.matrix.cols);
+        search.rounded.multiply(exec.on(), rows, Store::Set(None), scores.values_mut());
+        let rows = x.chunks_exact(self.matrix.cols);
+        let scores = scores.values_mut().chunks_exact_mut(self.matrix.rows);
+        for ((code, x), scores) in codes.iter_mut().zip(rows).zip(scores) {
+            *code = search.nearest(self.entries(), x, scores) as u32;
+        }
+        Ok(())
+    }
+
+    /// Takes off the entry of its code from every row of `x`.
+    pub(super) fn subtract(&self, x: &mut [f32], codes: &[u32]) {
+        let width = self.matrix.cols;
+        for (row, &code) in x.chunks_exact_mut(width).zip(codes) {
+            let entry = &self.entries()[code as usize * width..(code as usize + 1) * width];
+            row.iter_mut().zip(entry).for_each(|(value, entry)| *value -= entry);
+        }
+    }
+
+    fn entries(&self) -> &[f32] {
+        floats(&self.matrix)
+    }
+}
+
+impl Search {
+    fn new(exec: &Cpu, codebook: &HostMatrix) -> Result<Self> {
+        let (rows, cols) = (codebook.rows, codebook.cols);
+        let entries = floats(codebook);
+        let stored = codebook.clone().store(Storage::Bf16).expect("any width fits bf16");
+        let rounded = PackedMatrix::pack_on(exec.packer(), rows, cols, stored.as_ref())
+            .map_err(|e| no_memory(&e))?;
+        let squared_norms = || entries.chunks_exact(cols).map(|row| scalar::dot(row, row));
+        let squared_distance = |(row, entry): (usize, &[f32])| {
+            let twin = stored.row(row);
+            entry.iter().zip(twin).map(|(a, b)| (a - b) * (a - b)).sum::<f32>()
+        };
+        let distances = entries.chunks_exact(cols).enumerate().map(squared_distance);
+        Ok(Self {
+            rounded,
+            half_squared_norms: squared_norms().map(|norm| norm / 2.0).collect(),
+            rounding: largest(distances).sqrt(),
+            longest: largest(squared_norms()).sqrt(),
+        })
+    }
+
+    /// `scores` are the products of `x` with the rounded entries.
+    fn nearest(&self, entries: &[f32], x: &[f32], scores: &mut [f32]) -> usize {
+        let mut smallest = f32::INFINITY;
+        for (score, norm) in scores.iter_mut().zip(&self.half_squared_norms) {
+            *score = norm - *score;
+            smallest = smallest.min(*score);
+        }
+        let length = scalar::dot(x, x).sqrt();
+        let error = length * (self.rounding + SUM_ERROR * self.longest);
+        // Two scores may be wrong in opposite directions. With an infinite error all are candidates.
+        let limit = smallest + 2.0 * error;
+        let candidates = scores.iter().enumerate().filter(|&(_, &score)| !(score > limit));
+        let exact = candidates.map(|(index, _)| {
+            let entry = &entries[index * x.len()..(index + 1) * x.len()];
+            (index, self.half_squared_norms[index] - scalar::dot(x, entry))
+        });
+        first_smallest(exact)
+    }
+}
+
+fn floats(codebook: &HostMatrix) -> &[f32] {
+    let HostValues::F32(values) = &codebook.values else {
+        unreachable!("codebooks are stored in f32");
+    };
+    values
+}
+
+fn largest(values: impl Iterator<Item = f32>) -> f32 {
+    values.fold(0.0, f32::max)
+}
+
+/// Index of the smallest value, the first of equals; 0 of none.
+fn first_smallest(values: impl Iterator<Item = (usize, f32)>) -> usize {
+    let keep = |best: (usize, f32), next: (usize, f32)| if next.1 < best.1 { next } else { best };
+    values.fold((0, f32::INFINITY), keep).0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stages::Noise;
+
+    #[test]
+    fn the_first_of_equals_is_nearest() {
+        assert_eq!(first_smallest([(4, 3.0), (7, 1.0), (9, 1.0)].into_iter()), 7);
+    }
+
+    /// The nearest entry, without any rounding or candidate.
+    fn nearest(table: &Table, x: &[f32]) -> u32 {
+        let half = |row: &[f32]| scalar::dot(row, row) / 2.0 - scalar::dot(x, row);
+        let scores = table.entries().chunks_exact(x.len()).map(half).enumerate();
+        first_smallest(scores) as u32
+    }
+
+    #[test]
+    fn the_rounded_search_finds_what_a_search_in_f32_finds() {
+        let exec = Cpu::new(Some(1)).unwrap();
+        let mut noise = Noise::new(5);
+        let (rows, cols, count) = (256, 32, 200);
+        let mut entries = noise.take(rows * cols);
+        // Many entries that bf16 cannot tell apart.
+        for row in 1..64 {
+            let (first, rest) = entries.split_at_mut(row * cols);
+            for (value, other) in rest[..cols].iter_mut().zip(first) {
+                *value = *other * (1.0 + row as f32 * 1e-5);
+            }
+        }
+        let x = noise.take(count * cols);
+        for scale in [1.0, 1e-3, 1e30] {
+            let scaled = entries.iter().map(|value| value * scale).collect();
+            let table = Table::new(HostMatrix::floats(rows, cols, scaled));
+            let near = x.iter().map(|value| value * scale).collect::<Vec<_>>();
+            // At the entries themselves, too.
+            for x in [&near, &table.entries().to_vec()] {
+                let mut codes = vec![0; x.len() / cols];
+                table.nearest(&exec, x, &mut codes).unwrap();
+                for (x, code) in x.chunks_exact(cols).zip(codes) {
+                    assert_eq!(code, nearest(&table, x), "at scale {scale}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn few_entries_are_compared_in_full() {
+        let exec = Cpu::new(Some(1)).unwrap();
+        let mut noise = Noise::new(6);
+        let table = Table::new(HostMatrix::floats(2048, 256, noise.take(2048 * 256)));
+        let search = table.search(&exec).unwrap();
+        let x = noise.take(256);
+        let error = scalar::dot(&x, &x).sqrt() * (search.rounding + SUM_ERROR * search.longest);
+        let scores: Vec<f32> = table
+            .entries()
+            .chunks_exact(256)
+            .zip(&search.half_squared_norms)
+            .map(|(entry, norm)| norm - scalar::dot(&x, entry))
+            .collect();
+        let smallest = scores.iter().copied().fold(f32::INFINITY, f32::min);
+        let close = scores.iter().filter(|&&score| score <= smallest + 3.0 * error).count();
+        assert!(close < 64, "{close} of 2048 would be candidates");
+    }
+}
