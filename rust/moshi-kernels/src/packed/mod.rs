@@ -9,6 +9,7 @@
 //! | `Q8` | 8 × 64 B: of every output four weights plus 128; 16 × f16 scales | 8.5 |
 //! | `Q4` | 4 × 64 B: low nibbles inputs 4g.., high nibbles 16+4g.., plus 8; 16 × f16 scales | 4.5 |
 //! | `Q4Affine` | as `Q4` without the 8; then 16 × f16 offsets | 5 |
+//! | `Q4K` | 8 tiles as of `Q4Affine`, together: 16 × f16 scales and offsets, times 8 × 16 of 6 bits | 4.625 |
 //! | `Bf16`, `F32` | input by input 16 weights | 16, 32 |
 //!
 //! Activations are rounded to 8 bits in blocks of 32 for the formats of few bits, and stay f32 for
@@ -58,7 +59,7 @@ use crate::scalar::{BlockFormat, MatrixRef};
 use outputs::Outputs;
 use pack::pack_row;
 pub use products::FloatRows;
-use products::{BLOCK, Lane16, Lane32, PANEL, Tile4, Tile4Affine, Tile8};
+use products::{BLOCK, K_BLOCKS, Lane16, Lane32, PANEL, Tile4, Tile4Affine, Tile4K, Tile8};
 use rows::Rows;
 
 /// How a packed matrix stores its weights.
@@ -70,6 +71,8 @@ pub enum Packing {
     Q4,
     /// 4 bits, a scale and an offset for every 32 inputs.
     Q4Affine,
+    /// 4 bits, 6 bits of scale and offset for every 32 inputs, which 16 bits scale for 256.
+    Q4K,
     /// bfloat16.
     Bf16,
     /// 32-bit floats.
@@ -84,8 +87,8 @@ impl Packing {
             MatrixRef::Bf16(_) => Self::Bf16,
             MatrixRef::Blocks(BlockFormat::Q8_0, _) => Self::Q8,
             MatrixRef::Blocks(BlockFormat::Q4_0, _) => Self::Q4,
-            // Groups of 32 with a product of two scales of 16 and 6 bits each: rounded to 16.
-            MatrixRef::Blocks(BlockFormat::Q4_1 | BlockFormat::Q4K, _) => Self::Q4Affine,
+            MatrixRef::Blocks(BlockFormat::Q4_1, _) => Self::Q4Affine,
+            MatrixRef::Blocks(BlockFormat::Q4K, _) => Self::Q4K,
         }
     }
 
@@ -99,6 +102,7 @@ impl Packing {
             Self::Q8 => cols.div_ceil(BLOCK) * size_of::<Tile8>(),
             Self::Q4 => cols.div_ceil(BLOCK) * size_of::<Tile4>(),
             Self::Q4Affine => cols.div_ceil(BLOCK) * size_of::<Tile4Affine>(),
+            Self::Q4K => cols.div_ceil(K_BLOCKS * BLOCK) * size_of::<Tile4K>(),
             Self::Bf16 => cols * size_of::<Lane16>(),
             Self::F32 => cols * size_of::<Lane32>(),
         }
@@ -106,7 +110,7 @@ impl Packing {
 
     /// True when activations are rounded to 8 bits.
     pub fn rounds_activations(self) -> bool {
-        matches!(self, Self::Q8 | Self::Q4 | Self::Q4Affine)
+        matches!(self, Self::Q8 | Self::Q4 | Self::Q4Affine | Self::Q4K)
     }
 }
 
@@ -146,7 +150,7 @@ impl Kernels {
 
 impl PackedMatrix {
     /// Name of the form of [`PackedMatrix::packed`]: another one after every change of it.
-    pub const FORM: &str = "panels of 16, 1";
+    pub const FORM: &str = "panels of 16, 2";
 
     /// A matrix from the bytes that [`PackedMatrix::packed`] gave of one of this shape and packing;
     /// `None` for a wrong number of bytes.
@@ -385,6 +389,14 @@ impl PackedMatrix {
                 let all: &[Tile4Affine] = bytes.as_chunks().0;
                 split(pool, panels, self.bytes(), &|panel| {
                     dispatch!(kernels, products::affine_rows(&all[of(panel)], x, &out, panel));
+                });
+            }
+            Packing::Q4K => {
+                let all: &[Tile4K] = bytes.as_chunks().0;
+                let tiles = tiles / K_BLOCKS;
+                split(pool, panels, self.bytes(), &|panel| {
+                    let tiles = &all[panel * tiles..(panel + 1) * tiles];
+                    dispatch!(kernels, products::k_rows(tiles, x, &out, panel));
                 });
             }
             _ => panic!("this format takes floats"),

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::products::{BLOCK, PANEL, Tile4, Tile4Affine, Tile8};
+use super::products::{BLOCK, K_BLOCKS, K_PARTS, PANEL, Tile4, Tile4Affine, Tile4K, Tile8};
 use crate::scalar::{BlockFormat, MatrixRef, q4_k_group};
 
 /// Writes row `row` of a matrix into a panel as its output number `lane`.
@@ -58,15 +58,18 @@ fn pack_blocks(panel: &mut [u8], lane: usize, format: BlockFormat, blocks: &[u8]
             }
         }
         BlockFormat::Q4K => {
-            let groups = format.weights() / BLOCK;
-            let mut tiles = panel.chunks_exact_mut(size_of::<Tile4Affine>());
-            for block in blocks {
-                for (group, tile) in (0..groups).zip(&mut tiles) {
+            let [scales, offsets, small_scales, small_offsets] = K_PARTS;
+            for (tile, block) in panel.chunks_exact_mut(size_of::<Tile4K>()).zip(blocks) {
+                put_half(tile, scales, lane, [block[0], block[1]]);
+                // Offsets are added, the minima of the file taken off.
+                let minimum = f16::from_le_bytes([block[2], block[3]]);
+                put_half(tile, offsets, lane, (-minimum).to_le_bytes());
+                for group in 0..K_BLOCKS {
                     let (scale, minimum, q) = q4_k_group(block, group);
                     let nibbles: [u8; BLOCK / 2] = std::array::from_fn(|i| q[i] | q[16 + i] << 4);
-                    put_cells(tile, lane, &nibbles, 0);
-                    put_half(tile, 256, lane, half(scale).to_le_bytes());
-                    put_half(tile, 288, lane, half(-minimum).to_le_bytes());
+                    put_cells(&mut tile[4 * 64 * group..], lane, &nibbles, 0);
+                    tile[small_scales + PANEL * group + lane] = scale;
+                    tile[small_offsets + PANEL * group + lane] = minimum;
                 }
             }
         }
@@ -83,9 +86,4 @@ fn put_cells(tile: &mut [u8], lane: usize, bytes: &[u8], offset: u8) {
 
 fn put_half(tile: &mut [u8], start: usize, lane: usize, bytes: [u8; 2]) {
     tile[start + 2 * lane..start + 2 * lane + 2].copy_from_slice(&bytes);
-}
-
-/// The nearest 16-bit float, finite.
-fn half(value: f32) -> f16 {
-    f16::from_f32(value.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
 }

@@ -23,6 +23,13 @@ pub(super) type Tile8 = [u8; 8 * 64 + 32];
 pub(super) type Tile4 = [u8; 4 * 64 + 32];
 /// As [`Tile4`], then an offset of 16 bits for every output.
 pub(super) type Tile4Affine = [u8; 4 * 64 + 64];
+/// Eight times the weights of [`Tile4`]; then for every output a scale of 16 bits and an offset of 16
+/// bits, and eight times 6 bits of a scale, eight times 6 bits of an offset.
+pub(super) type Tile4K = [u8; K_BLOCKS * 4 * 64 + 64 + 2 * K_BLOCKS * PANEL];
+/// Blocks that share a scale and an offset in [`Tile4K`].
+pub(super) const K_BLOCKS: usize = 8;
+/// Where they lie in it: scales and offsets of 16 bits, then those of 6 bits.
+pub(super) const K_PARTS: [usize; 4] = [2048, 2080, 2112, 2240];
 /// One input's weights of 16 outputs.
 pub(super) type Lane32 = [u8; 4 * PANEL];
 /// One input's weights of 16 outputs in bf16.
@@ -285,13 +292,15 @@ macro_rules! kernels {
                 load_f16, load_i8, load_sums, mul, prefetch, splat, start_4, start_8, store, to_float,
             };
             use super::{
-                BLOCK, Block, FloatRows, Lane8, Lane16, Lane32, Out, Outputs, PANEL, Quantised,
-                Range, Tile4, Tile4Affine, Tile8, VALUE_POSITIONS, part, widened,
+                BLOCK, Block, FloatRows, K_BLOCKS, K_PARTS, Lane8, Lane16, Lane32, Out, Outputs,
+                PANEL, Quantised, Range, Tile4, Tile4Affine, Tile4K, Tile8, VALUE_POSITIONS, part,
+                widened,
             };
 
             rows_of_blocks!(eight_bits_rows, eight_bits, Tile8, $(#[$features])?);
             rows_of_blocks!(four_bits_rows, four_bits, Tile4, $(#[$features])?);
             rows_of_blocks!(affine_rows, four_bits_affine, Tile4Affine, $(#[$features])?);
+            rows_of_blocks!(k_rows, four_bits_k, Tile4K, $(#[$features])?);
             rows_of_floats!(float_rows, floats, Lane32, $(#[$features])?);
             rows_of_floats!(half_float_rows, half_floats, Lane16, $(#[$features])?);
 
@@ -381,6 +390,45 @@ macro_rules! kernels {
                         sums[n] = add(sums[n], mul(to_float(products[n]), scale));
                         let offset = splat(block.scale * block.sum as f32);
                         sums[n] = add(sums[n], mul(offsets, offset));
+                    }
+                }
+                out(sums)
+            }
+
+            /// Weights of 4 bits whose scales and offsets are products, as [`eight_bits`].
+            $(#[$features])?
+            pub(crate) fn four_bits_k<const N: usize>(
+                tiles: &[Tile4K],
+                x: [&[Block]; N],
+            ) -> Out<N> {
+                let x = x.map(|row| &row[..K_BLOCKS * tiles.len()]);
+                let mut sums: [F; N] = [splat(0.0); N];
+                for (b, tile) in tiles.iter().enumerate() {
+                    let [scales, offsets, ..] = K_PARTS;
+                    let all_scales = load_f16(part(tile, scales));
+                    let all_offsets = load_f16(part(tile, offsets));
+                    for j in 0..K_BLOCKS {
+                        let mut products: [I; N] = [start_4(0, 0); N];
+                        for group in 0..4 {
+                            let weights = part(tile, 64 * (4 * j + group));
+                            prefetch(weights);
+                            for n in 0..N {
+                                let quads = &x[n][K_BLOCKS * b + j].quads;
+                                products[n] =
+                                    dot_4(products[n], weights, quads[group], quads[4 + group]);
+                            }
+                        }
+                        let [.., scales, offsets] = K_PARTS;
+                        let scales = load_i8(part(tile, scales + PANEL * j));
+                        let offsets = load_i8(part(tile, offsets + PANEL * j));
+                        let (scales, offsets) = (mul(all_scales, scales), mul(all_offsets, offsets));
+                        for n in 0..N {
+                            let block = &x[n][K_BLOCKS * b + j];
+                            let scale = mul(scales, splat(block.scale));
+                            sums[n] = add(sums[n], mul(to_float(products[n]), scale));
+                            let offset = splat(block.scale * block.sum as f32);
+                            sums[n] = add(sums[n], mul(offsets, offset));
+                        }
                     }
                 }
                 out(sums)

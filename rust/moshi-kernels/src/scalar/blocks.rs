@@ -141,16 +141,14 @@ fn decode_q4_k(block: &[u8], values: &mut [f32]) {
     }
 }
 
-/// Scale, minimum and the 32 integers of a group of a `Q4_K` block: weights are
-/// `scale * q - minimum`.
-pub(crate) fn q4_k_group(block: &[u8], group: usize) -> (f32, f32, [u8; 32]) {
-    let (d, dmin) = (read_f16(block, 0), read_f16(block, 2));
+/// Scale, minimum and the 32 integers of a group of a `Q4_K` block, all integers.
+pub(crate) fn q4_k_group(block: &[u8], group: usize) -> (u8, u8, [u8; 32]) {
     let (packed, nibbles) = block[4..].split_at(12);
     let (scale, minimum) = six_bits(packed, group);
     let bytes = &nibbles[group / 2 * 32..];
     let shift = 4 * (group % 2);
     let q = std::array::from_fn(|i| bytes[i] >> shift & 15);
-    (d * f32::from(scale), dmin * f32::from(minimum), q)
+    (scale, minimum, q)
 }
 
 /// Scale and minimum of a group: the first four have six bits of their own bytes, the others four

@@ -113,7 +113,8 @@ fn packing(storage: Storage) -> Packing {
         Storage::Bf16 => Packing::Bf16,
         Storage::Blocks(BlockFormat::Q8_0) => Packing::Q8,
         Storage::Blocks(BlockFormat::Q4_0) => Packing::Q4,
-        Storage::Blocks(BlockFormat::Q4_1 | BlockFormat::Q4K) => Packing::Q4Affine,
+        Storage::Blocks(BlockFormat::Q4_1) => Packing::Q4Affine,
+        Storage::Blocks(BlockFormat::Q4K) => Packing::Q4K,
     }
 }
 
