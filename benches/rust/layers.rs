@@ -218,7 +218,7 @@ pub fn multiply(
     y: &mut [f32],
 ) {
     if matrix.packing().rounds_activations() {
-        rounded.set(x, matrix.cols());
+        rounded.set(on.0, x, matrix.cols());
         matrix.multiply_rounded(on, rounded, Store::Set(None), y);
     } else {
         matrix.multiply(on, FloatRows::adjacent(x, matrix.cols()), Store::Set(None), y);

@@ -38,8 +38,8 @@ impl Mimi {
     ///         else that of the public Mimi. None is the codec of the model in the box.
     ///     num_codebooks: Codebooks to use, 1 to those stored. Codes of the first ones do not
     ///         depend on how many are used.
-    ///     mode: "exact": f32 weights. "fast": bf16 weights, which halves what a frame reads;
-    ///         codebooks stay in f32, and few codes differ.
+    ///     mode: "exact": f32 weights. "fast": weights, keys and values in bf16, which halves
+    ///         what a frame reads; codebooks stay in f32, and few codes differ.
     ///     window: Which past the streaming calls attend to: "moshi" is the rule of the
     ///         original's streaming, "exact" that of its offline mode, a number is a window of
     ///         that many positions (25 per second) everywhere.

@@ -327,6 +327,16 @@ pub trait Executor: Clone + Send + Sync + 'static {
         weight: &Self::Weight,
         activation: Activation,
     ) -> Result<Self::Buffer>;
+    /// [`Executor::norm`], then [`Executor::linear`].
+    fn linear_of_norm(
+        &self,
+        x: &Self::Buffer,
+        norm: &Norm<Self>,
+        weight: &Self::Weight,
+        activation: Activation,
+    ) -> Result<Self::Buffer> {
+        self.linear(&self.norm(x, norm)?, weight, activation)
+    }
     /// `residual += scale * (W x)`, `scale` per channel or 1.
     fn linear_add(
         &self,

@@ -94,9 +94,10 @@ impl<E: Executor> Depth<E> {
             |lane, layer| &mut lane.depth_rings[layer],
             |_, _| None,
         )?;
-        if let Some(norm) = self.norms.get(k) {
-            x = exec.norm(&x, norm)?;
+        let head = &self.heads[k];
+        match self.norms.get(k) {
+            Some(norm) => exec.linear_of_norm(&x, norm, head, Activation::Identity),
+            None => exec.linear(&x, head, Activation::Identity),
         }
-        exec.linear(&x, &self.heads[k], Activation::Identity)
     }
 }

@@ -101,24 +101,22 @@ impl<E: Executor> Transformer<E> {
         for (i, layer) in self.layers.iter().enumerate() {
             let set = &layer.sets[set];
             let scale = |branch: usize| layer.scales.as_ref().map(|scales| &scales[branch]);
-            let h = exec.norm(x, &layer.norm1)?;
-            let qkv = exec.linear(&h, &set.in_proj, Activation::Identity)?;
+            let qkv = exec.linear_of_norm(x, &layer.norm1, &set.in_proj, Activation::Identity)?;
             let h = exec.self_attention(&qkv, self.heads, plan, streams, |s| ring(s, i))?;
             exec.linear_add(x, &h, &set.out_proj, scale(0))?;
             if let Some(cross) = &layer.cross {
-                let h = exec.norm(x, &cross.norm)?;
-                let q = exec.linear(&h, &cross.q_proj, Activation::Identity)?;
+                let q = exec.linear_of_norm(x, &cross.norm, &cross.q_proj, Activation::Identity)?;
                 let h = exec.cross_attention(&q, self.cross_heads(), streams, |s| memory(s, i))?;
                 exec.linear_add(x, &h, &cross.out_proj, None)?;
             }
-            let h = exec.norm(x, &layer.norm2)?;
             match &set.feed_forward {
                 FeedForward::Gated { linear_in, linear_out } => {
-                    let h = exec.linear(&h, linear_in, Activation::SiluGate)?;
+                    let h =
+                        exec.linear_of_norm(x, &layer.norm2, linear_in, Activation::SiluGate)?;
                     exec.linear_add(x, &h, linear_out, scale(1))?;
                 }
                 FeedForward::Plain { linear1, linear2 } => {
-                    let h = exec.linear(&h, linear1, Activation::Gelu)?;
+                    let h = exec.linear_of_norm(x, &layer.norm2, linear1, Activation::Gelu)?;
                     exec.linear_add(x, &h, linear2, scale(1))?;
                 }
             }

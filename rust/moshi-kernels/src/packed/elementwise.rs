@@ -75,6 +75,13 @@ fn sum(count: usize, term: impl Fn(usize) -> f32) -> f32 {
     sum_lanes(lanes)
 }
 
+/// What a root-mean-square norm multiplies with, beside its weights.
+#[inline(always)]
+pub(super) fn rms_scale(x: &[f32], eps: f32) -> f32 {
+    let mean_square = sum(x.len(), |i| x[i] * x[i]) / x.len() as f32;
+    1.0 / (mean_square + eps).sqrt()
+}
+
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
@@ -115,7 +122,7 @@ fn gelu(x: f32) -> f32 {
 macro_rules! elementwise {
     ($name:ident, $(#[$features:meta])?) => {
         pub(super) mod $name {
-            use super::super::{LANES, elu as elu_of, exp, gelu as gelu_of, sum};
+            use super::super::{LANES, elu as elu_of, exp, gelu as gelu_of, rms_scale, sum};
 
             $(#[$features])?
             pub(crate) fn elu(x: &mut [f32]) {
@@ -147,8 +154,7 @@ macro_rules! elementwise {
 
             $(#[$features])?
             pub(crate) fn rms_norm(x: &[f32], alpha: &[f32], eps: f32, y: &mut [f32]) {
-                let mean_square = sum(x.len(), |i| x[i] * x[i]) / x.len() as f32;
-                let scale = 1.0 / (mean_square + eps).sqrt();
+                let scale = rms_scale(x, eps);
                 for ((y, x), alpha) in y.iter_mut().zip(x).zip(alpha) {
                     *y = *x * (*alpha * scale);
                 }

@@ -61,7 +61,7 @@ fn product(
 ) -> Vec<f32> {
     if packed.packing().rounds_activations() {
         let mut rounded = Quantised::default();
-        rounded.set(x, packed.cols());
+        rounded.set(on.0, x, packed.cols());
         packed.multiply_rounded(on, &rounded, store, y);
         rounded.values()
     } else {
@@ -233,7 +233,7 @@ fn rounding_while_packing_equals_packing_what_was_rounded() {
     let halves: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
     let widened: Vec<f32> = halves.iter().copied().map(bf16::to_f32).collect();
     let mut x = Quantised::default();
-    x.set(&noise(cols, 6), cols);
+    x.set(kernels, &noise(cols, 6), cols);
     let product = |matrix: &PackedMatrix| {
         let mut y = vec![0.0; rows];
         matrix.multiply_rounded((kernels, &pool), &x, Store::Set(None), &mut y);

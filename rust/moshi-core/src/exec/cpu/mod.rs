@@ -87,6 +87,23 @@ impl Cpu {
         self.0.memory.buffer(rows, width)
     }
 
+    /// `y` after an activation.
+    fn activated(&self, mut y: Buffer, activation: Activation) -> Buffer {
+        match activation {
+            Activation::Identity => y,
+            Activation::Gelu => {
+                self.0.kernels.gelu(y.values_mut());
+                y
+            }
+            Activation::SiluGate => {
+                let width = y.width() / 2;
+                let mut gated = self.buffer(y.rows(), width);
+                self.0.kernels.silu_gate(y.values(), width, gated.values_mut());
+                gated
+            }
+        }
+    }
+
     /// `y = store(W x)`, rounding `x` where the weights have few bits.
     fn product(&self, x: &Buffer, weight: &PackedMatrix, store: Store<'_>, y: &mut [f32]) {
         if !weight.packing().rounds_activations() {
@@ -94,7 +111,7 @@ impl Cpu {
             return weight.multiply(self.on(), rows, store, y);
         }
         let mut rounded = self.0.memory.rounded();
-        rounded.set(x.values(), weight.cols());
+        rounded.set(self.0.kernels, x.values(), weight.cols());
         weight.multiply_rounded(self.on(), &rounded, store, y);
     }
 }
@@ -318,18 +335,25 @@ impl Executor for Cpu {
     fn linear(&self, x: &Buffer, weight: &PackedMatrix, activation: Activation) -> Result<Buffer> {
         let mut y = self.buffer(x.rows(), weight.rows());
         self.product(x, weight, Store::Set(None), y.values_mut());
-        match activation {
-            Activation::Identity => Ok(y),
-            Activation::Gelu => {
-                self.0.kernels.gelu(y.values_mut());
-                Ok(y)
+        Ok(self.activated(y, activation))
+    }
+
+    fn linear_of_norm(
+        &self,
+        x: &Buffer,
+        norm: &Norm<Self>,
+        weight: &PackedMatrix,
+        activation: Activation,
+    ) -> Result<Buffer> {
+        match norm {
+            Norm::Rms { alpha, eps } if weight.packing().rounds_activations() => {
+                let mut rounded = self.0.memory.rounded();
+                rounded.set_normed(self.0.kernels, x.values(), alpha, *eps);
+                let mut y = self.buffer(x.rows(), weight.rows());
+                weight.multiply_rounded(self.on(), &rounded, Store::Set(None), y.values_mut());
+                Ok(self.activated(y, activation))
             }
-            Activation::SiluGate => {
-                let width = weight.rows() / 2;
-                let mut gated = self.buffer(x.rows(), width);
-                self.0.kernels.silu_gate(y.values(), width, gated.values_mut());
-                Ok(gated)
-            }
+            _ => self.linear(&self.norm(x, norm)?, weight, activation),
         }
     }
 
