@@ -281,6 +281,7 @@ fn bytes_of(format: Format, Shape { outputs, inputs }: Shape) -> usize {
         Format::Q8 => Packing::Q8,
         Format::Q4 => Packing::Q4,
         Format::Q4Affine => Packing::Q4Affine,
+        Format::Q4K => Packing::Q4K,
         Format::Bf16 => Packing::Bf16,
         Format::F32 => Packing::F32,
     };

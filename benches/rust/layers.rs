@@ -3,6 +3,8 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
 use half::bf16;
 use moshi_core::checkpoint::{Expected, layout};
 use moshi_core::config::LmConfig;
@@ -39,6 +41,8 @@ pub enum Format {
     Q4,
     /// 4 bits, a scale and an offset for every 32 weights.
     Q4Affine,
+    /// 4 bits, 6 bits of scale and offset for every 32 weights, 16 bits of both for 256.
+    Q4K,
     /// bfloat16.
     Bf16,
     /// 32-bit floats.
@@ -47,7 +51,8 @@ pub enum Format {
 
 impl Format {
     /// All, those of few bits first.
-    pub const ALL: [Self; 5] = [Self::Q8, Self::Q4, Self::Q4Affine, Self::Bf16, Self::F32];
+    pub const ALL: [Self; 6] =
+        [Self::Q8, Self::Q4, Self::Q4Affine, Self::Q4K, Self::Bf16, Self::F32];
 
     /// Name in tables.
     pub fn name(self) -> &'static str {
@@ -55,6 +60,7 @@ impl Format {
             Self::Q8 => "q8",
             Self::Q4 => "q4",
             Self::Q4Affine => "q4-affine",
+            Self::Q4K => "q4k",
             Self::Bf16 => "bf16",
             Self::F32 => "f32",
         }
@@ -66,6 +72,7 @@ impl Format {
             Self::Q8 => Some(BlockFormat::Q8_0),
             Self::Q4 => Some(BlockFormat::Q4_0),
             Self::Q4Affine => Some(BlockFormat::Q4_1),
+            Self::Q4K => Some(BlockFormat::Q4K),
             Self::Bf16 | Self::F32 => None,
         }
     }
@@ -116,6 +123,12 @@ pub fn weights(shape: Shape) -> Vec<f32> {
     values
 }
 
+/// Weights in the encoding that only others write.
+fn candle_blocks(floats: Vec<f32>, Shape { outputs, inputs }: Shape) -> Result<Vec<u8>> {
+    let weights = Tensor::from_vec(floats, (outputs, inputs), &Device::Cpu)?;
+    Ok(QTensor::quantize(&weights, GgmlDType::Q4K)?.data()?.into_owned())
+}
+
 /// Packs random weights of a shape, `copies` times.
 ///
 /// # Errors
@@ -131,7 +144,10 @@ pub fn pack(
     let blocks: Vec<u8>;
     let matrix = match (format, format.blocks()) {
         (_, Some(encoding)) => {
-            blocks = encoding.encode(&floats).context("scales of noise are finite")?;
+            blocks = match encoding {
+                BlockFormat::Q4K => candle_blocks(floats.clone(), shape)?,
+                _ => encoding.encode(&floats).context("scales of noise are finite")?,
+            };
             MatrixRef::Blocks(encoding, &blocks)
         }
         (Format::Bf16, None) => {
@@ -251,18 +267,18 @@ mod tests {
     #[test]
     fn a_sequence_reads_every_matrix_in_its_own_memory() {
         let shape = |outputs, inputs| Shape { outputs, inputs };
-        let layers = [shape(32, 64), shape(48, 32), shape(32, 64)]
+        let layers = [shape(32, 256), shape(48, 512), shape(32, 256)]
             .map(|shape| Layer { name: String::new(), shape });
         let arena = Arena::default();
         let on = (Kernels::new(Isa::Scalar).unwrap(), &Pool::new(1));
         for format in Format::ALL {
             let sequence = Sequence::new(&arena, &layers, format).unwrap();
             let sizes: Vec<_> = sequence.matrices().iter().map(|m| (m.rows(), m.cols())).collect();
-            assert_eq!(sizes, [(32, 64), (48, 32), (32, 64)], "{}", format.name());
-            assert_eq!(sequence.multiplications(), 2 * 32 * 64 + 48 * 32);
+            assert_eq!(sizes, [(32, 256), (48, 512), (32, 256)], "{}", format.name());
+            assert_eq!(sequence.multiplications(), 2 * 32 * 256 + 48 * 512);
             assert!(sequence.pass(on, 3) > 0.0);
-            let many = Sequence::of_shape(&arena, shape(32, 64), format, 100_000).unwrap();
-            assert!((100_000..110_000).contains(&many.bytes()), "{}", format.name());
+            let many = Sequence::of_shape(&arena, shape(32, 256), format, 1_000_000).unwrap();
+            assert!((1_000_000..1_040_000).contains(&many.bytes()), "{}", format.name());
         }
     }
 }

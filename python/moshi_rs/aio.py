@@ -51,7 +51,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Metadata:
-    """Facts about the session: ``seed``, ``lag_ms``, ``dropped_frames``, ``resume_token``, ..."""
+    """Facts about the session: ``seed``, ``lag_ms``, ``step_ms``, ``resume_token``, ..."""
 
     values: dict[str, Any]
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use moshi_audio::read_mono;
 use moshi_core::checkpoint::CodecFiles;
-use moshi_core::exec::Executor;
+use moshi_core::exec::{Cpu, Executor, Scalar};
 use moshi_core::mimi::{Mimi, MimiMemory, MimiMode, MimiOptions};
 use moshi_hub::HubOptions;
 use safetensors::Dtype;
@@ -77,7 +77,11 @@ fn half_the_memory_is_announced() {
     let exact = MimiOptions::default();
     let fast = MimiOptions { mode: MimiMode::Fast, ..exact };
     let config = moshi_core::config::MimiConfig::default();
-    let [exact, fast] = [exact, fast].map(|options| MimiMemory::of(&config, &options));
+    let [exact, fast] =
+        [exact, fast].map(|options| MimiMemory::of(&Cpu::new(Some(1)).unwrap(), &config, &options));
     assert!(fast.weight_bytes * 10 < exact.weight_bytes * 6, "{fast:?} of {exact:?}");
-    assert_eq!(fast.stream_bytes, exact.stream_bytes);
+    let plain = MimiMemory::of(&Scalar, &config, &MimiOptions::default());
+    let copies = 8 * 2048 * 256 * 2;
+    assert_eq!(exact.weight_bytes, plain.weight_bytes + copies, "codebooks to search in");
+    assert_eq!(2 * fast.stream_bytes, exact.stream_bytes);
 }

@@ -101,10 +101,9 @@ fn candles(format: Format) -> &'static [GgmlDType] {
     match format {
         Format::Q8 => &[GgmlDType::Q8_0],
         Format::Q4 => &[GgmlDType::Q4_0],
-        // Its Q4_1 has no vector instructions.
-        Format::Q4Affine => &[GgmlDType::Q4K],
-        // It widens bf16 to f32 as it loads.
-        Format::Bf16 => &[],
+        Format::Q4K => &[GgmlDType::Q4K],
+        // Its Q4_1 has no vector instructions; it widens bf16 to f32 as it loads.
+        Format::Q4Affine | Format::Bf16 => &[],
         Format::F32 => &[GgmlDType::F32],
     }
 }

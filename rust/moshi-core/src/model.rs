@@ -205,7 +205,7 @@ impl Model {
         let lm = lm_files.catalog(&config)?;
         let memory = Memory {
             language_model: LmMemory::of(exec, &lm, &config, options.dtype, options.kv_dtype)?,
-            codec: MimiMemory::of(&repo.mimi_config, &mimi_options),
+            codec: MimiMemory::of(exec, &repo.mimi_config, &mimi_options),
         };
         log::info!("{} takes {memory}", repo.label());
         observer.memory(&memory);

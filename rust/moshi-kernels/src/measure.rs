@@ -103,14 +103,16 @@ fn sum(bytes: &[u8]) -> u64 {
             return unsafe { x86::sum_avx2(bytes) };
         }
     }
-    sum_words(bytes)
+    sum_words(bytes, |_| ())
 }
 
+/// Sum of words; `ahead` is shown every line before it is read.
 #[inline(always)]
-fn sum_words(bytes: &[u8]) -> u64 {
+fn sum_words(bytes: &[u8], ahead: impl Fn(&[u8])) -> u64 {
     let mut lanes = [0u64; 32];
     let (chunks, _) = bytes.as_chunks::<256>();
     for chunk in chunks {
+        chunk.chunks_exact(64).for_each(&ahead);
         for (lane, word) in lanes.iter_mut().zip(chunk.as_chunks::<8>().0) {
             *lane = lane.wrapping_add(u64::from_ne_bytes(*word));
         }
@@ -163,12 +165,7 @@ mod x86 {
         let (chunks, _) = bytes.as_chunks::<512>();
         for chunk in chunks {
             for (sum, line) in sums.iter_mut().zip(chunk.as_chunks::<64>().0) {
-                let ahead = line.as_ptr().wrapping_add(AHEAD_BYTES).cast();
-                #[allow(unused_unsafe, reason = "older compilers call it unsafe")]
-                // SAFETY: a hint reads nothing, wherever it points.
-                unsafe {
-                    _mm_prefetch::<_MM_HINT_T0>(ahead);
-                }
+                ask_ahead(line);
                 // SAFETY: sixty-four bytes.
                 let words = unsafe { _mm512_loadu_si512(line.as_ptr().cast()) };
                 *sum = _mm512_add_epi64(*sum, words);
@@ -180,7 +177,19 @@ mod x86 {
 
     #[target_feature(enable = "avx2")]
     pub(super) fn sum_avx2(bytes: &[u8]) -> u64 {
-        sum_words(bytes)
+        sum_words(bytes, ask_ahead)
+    }
+
+    /// As kernels do.
+    #[inline(always)]
+    fn ask_ahead(line: &[u8]) {
+        let ahead = line.as_ptr().wrapping_add(AHEAD_BYTES).cast();
+        #[allow(unused_unsafe, reason = "older compilers call it unsafe")]
+        // SAFETY: a hint reads nothing, wherever it points; every processor of this architecture
+        // has it.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(ahead);
+        }
     }
 
     #[target_feature(enable = "avx512f")]

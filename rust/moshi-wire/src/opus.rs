@@ -276,6 +276,33 @@ mod tests {
     }
 
     #[test]
+    fn packets_are_of_the_music_mode_at_the_bit_rate() {
+        let mut reader = PageReader::default();
+        let mut bytes = 0;
+        for page in pages(2) {
+            reader.push(&page);
+        }
+        let mut packets = 0;
+        while let Some(item) = reader.next_item() {
+            match item {
+                OggItem::Packet(packet) if packet.starts_with(b"OpusHead") => {
+                    let skip = u16::from_le_bytes([packet[10], packet[11]]);
+                    assert_eq!(skip, 120, "2.5 ms of 48,000 Hz");
+                }
+                OggItem::Packet(packet) if !is_header(&packet) => {
+                    assert!(packet[0] >> 3 >= 16, "configuration {}", packet[0] >> 3);
+                    bytes += packet.len();
+                    packets += 1;
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(packets, 50);
+        let rate_bps = bytes * 8 / 2;
+        assert!((40_000..56_000).contains(&rate_bps), "{rate_bps}");
+    }
+
+    #[test]
     fn a_reader_may_join_late_and_conceals_what_is_lost() {
         let pages = pages(1);
         let mut reader = OpusReader::new(RATE_HZ).unwrap();

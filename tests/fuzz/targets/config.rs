@@ -4,6 +4,7 @@
 use moshi_core::Error;
 use moshi_core::checkpoint::layout::{self, GatedWidths};
 use moshi_core::config::{LmConfig, MimiConfig};
+use moshi_core::exec::Scalar;
 use moshi_core::mimi::{MimiMemory, MimiOptions};
 
 libfuzzer_sys::fuzz_target!(init: moshi_fuzz::seeds::write(), |text: &str| {
@@ -17,7 +18,7 @@ libfuzzer_sys::fuzz_target!(init: moshi_fuzz::seeds::write(), |text: &str| {
         Ok(config) => {
             assert!(config.frame_samples > 0 && config.frame_rate_hz() > 0.0);
             assert!(!layout::mimi(&config).is_empty());
-            MimiMemory::of(&config, &MimiOptions::default());
+            MimiMemory::of(&Scalar, &config, &MimiOptions::default());
         }
         Err(error) => refused(&error),
     }

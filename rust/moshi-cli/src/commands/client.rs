@@ -140,10 +140,10 @@ pub(crate) fn loadtest(args: &LoadtestArgs) -> Result<i32> {
     })?;
     let [p50, p95, p99, most] =
         [0.5, 0.95, 0.99, 1.0].map(|share| report.latency.percentile_ms(share));
-    let step = report.steps.percentile_ms(0.5);
-    // What network, packing and waiting took of the slowest frames: more where their steps were
-    // slow, too.
-    let overhead = (p99 - step).max(0.0);
+    let step = (report.steps.frames() > 0).then(|| report.steps.percentile_ms(0.5));
+    // What network and waiting took of the slowest frames: more where their steps were slow, too.
+    let overhead = step.map(|step| (p99 - step).max(0.0));
+    let of_which = step.map_or(String::new(), |ms| format!(", of which a step takes {ms:.1} ms"));
     let slowest_refusal = report.refused.iter().max().map_or(0.0, |time| time.as_secs_f64() * 1e3);
     if args.json {
         line(json!({
@@ -172,8 +172,8 @@ pub(crate) fn loadtest(args: &LoadtestArgs) -> Result<i32> {
             report.refused.len()
         ))?;
         line(format_args!(
-            "{} frames: p50 {p50:.1} ms, p95 {p95:.1} ms, p99 {p99:.1} ms, max {most:.1} ms, \
-             of which a step takes {step:.1} ms; {} late, {} dropped, lag at most {} ms",
+            "{} frames: p50 {p50:.1} ms, p95 {p95:.1} ms, p99 {p99:.1} ms, max {most:.1} ms{of_which}; \
+             {} late, {} dropped, lag at most {} ms",
             report.latency.frames(),
             report.late_frames,
             report.dropped_frames,

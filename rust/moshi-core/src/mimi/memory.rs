@@ -3,6 +3,7 @@
 use super::model::{MimiMode, MimiOptions, MimiParts};
 use crate::checkpoint::layout;
 use crate::config::MimiConfig;
+use crate::exec::{Executor, KeyStorage};
 
 /// Bytes that a codec takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +16,7 @@ pub struct MimiMemory {
 
 impl MimiMemory {
     /// Computes it from the config; tails of convolutions (below 1 MB) are left out.
-    pub fn of(config: &MimiConfig, options: &MimiOptions) -> Self {
+    pub fn of<E: Executor>(exec: &E, config: &MimiConfig, options: &MimiOptions) -> Self {
         let first_unused = options.num_codebooks.saturating_sub(1);
         let unused = |name: &str| {
             let rest = name.strip_prefix("quantizer.rvq_rest.vq.layers.");
@@ -29,35 +30,27 @@ impl MimiMemory {
         };
         let used = layout::mimi(config).into_iter().filter(|tensor| !unused(&tensor.name));
         // A config may ask for more than there are bytes in the world; no file will have it.
-        let bytes_of = |sizes: &[usize]| {
-            let value_bytes = size_of::<f32>() as u64;
+        let bytes_of = |value_bytes: u64, sizes: &[usize]| {
             sizes.iter().fold(value_bytes, |bytes, &size| bytes.saturating_mul(size as u64))
         };
         let weight_bytes = used.map(|tensor| {
-            let bytes = bytes_of(&tensor.shapes[0]);
-            let halved = options.mode == MimiMode::Fast
-                && tensor.shapes[0].len() > 1
-                && !tensor.name.ends_with("embedding_sum");
-            // The search keeps a second copy, of half the bytes.
-            let searched =
-                options.parts != MimiParts::Decoder && tensor.name.ends_with("embedding_sum");
-            match (halved, searched) {
-                (true, _) => bytes / 2,
-                (_, true) => bytes.saturating_add(bytes / 2),
-                _ => bytes,
-            }
+            let shape = &tensor.shapes[0];
+            let is_codebook = tensor.name.ends_with("embedding_sum");
+            let halved = options.mode == MimiMode::Fast && shape.len() > 1 && !is_codebook;
+            let searched = is_codebook && options.parts != MimiParts::Decoder;
+            let copy = if searched { exec.search_copy_bytes() } else { 0 };
+            bytes_of(if halved { 2 } else { 4 + copy }, shape)
         });
         let sides = if options.parts == MimiParts::Both { 2 } else { 1 };
         let window = options.window.unwrap_or(config.context);
+        let keys = exec.key_storage(None, options.mode.keys()).unwrap_or(KeyStorage::F32);
+        let value_bytes = if keys == KeyStorage::F32 { 4 } else { 2 };
         Self {
             weight_bytes: weight_bytes.fold(0, u64::saturating_add),
-            stream_bytes: bytes_of(&[
-                sides,
-                config.num_layers,
-                2,
-                config.heads.key_width(),
-                window,
-            ]),
+            stream_bytes: bytes_of(
+                value_bytes,
+                &[sides, config.num_layers, 2, config.heads.key_width(), window],
+            ),
         }
     }
 }

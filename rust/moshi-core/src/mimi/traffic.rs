@@ -6,7 +6,7 @@ use crate::config::MimiConfig;
 use crate::exec::{Executor, KeyStorage, Storage};
 use crate::stages::Traffic;
 
-/// Traffic of the two directions of a codec, in f32.
+/// Traffic of the two directions of a codec.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MimiTraffic {
     /// Audio to codes.

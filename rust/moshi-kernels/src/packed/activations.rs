@@ -38,14 +38,15 @@ impl Quantised {
     /// writing them down: the same as [`Kernels::rms_norm`] and [`Quantised::set`].
     pub fn set_normed(&mut self, kernels: Kernels, x: &[f32], alpha: &[f32], eps: f32) {
         let width = alpha.len();
-        let blocks = self.blocks_of(x, width).chunks_exact_mut(width / BLOCK);
+        let blocks = self.blocks_of(x, width).chunks_exact_mut((width / BLOCK).max(1));
         for (x, blocks) in x.chunks_exact(width).zip(blocks) {
             dispatch!(kernels, variants::round_normed(x, alpha, eps, blocks));
         }
     }
 
     fn blocks_of(&mut self, x: &[f32], width: usize) -> &mut [Block] {
-        debug_assert!(width.is_multiple_of(BLOCK) && x.len().is_multiple_of(width));
+        assert!(width > 0 && width.is_multiple_of(BLOCK), "rows of whole blocks");
+        debug_assert!(x.len().is_multiple_of(width));
         self.row_blocks = width / BLOCK;
         self.blocks.resize(x.len() / BLOCK, Block::default());
         &mut self.blocks

@@ -148,6 +148,7 @@ pub(super) mod avx2 {
     pub(crate) type I = [__m256i; 2];
     pub(crate) const FLOAT_ROWS: usize = 2;
     pub(crate) const BLOCK_ROWS: usize = 2;
+    pub(crate) const VALUE_LANES: usize = 4;
 
     /// Asks for the bytes that will be read some lines from here: a loop that does much with each
     /// byte does not look far ahead by itself.
@@ -161,7 +162,6 @@ pub(super) mod avx2 {
             _mm_prefetch::<_MM_HINT_T0>(ahead);
         }
     }
-    pub(crate) const VALUE_LANES: usize = 4;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -326,6 +326,7 @@ pub(super) mod avx512 {
     pub(crate) type I = __m512i;
     pub(crate) const FLOAT_ROWS: usize = 8;
     pub(crate) const BLOCK_ROWS: usize = 8;
+    pub(crate) const VALUE_LANES: usize = 8;
 
     /// Asks for the bytes that will be read some lines from here: a loop that does much with each
     /// byte does not look far ahead by itself.
@@ -339,7 +340,6 @@ pub(super) mod avx512 {
             _mm_prefetch::<_MM_HINT_T0>(ahead);
         }
     }
-    pub(crate) const VALUE_LANES: usize = 8;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]

@@ -1,15 +1,15 @@
 //! Matrices in the order in which a product reads them, and that product.
 //!
 //! Outputs are cut into panels of 16, padded with zeros. A panel holds its weights input by input
-//! (floats) or in tiles of 32 inputs (few bits), so that the inner loop reads memory from end to
+//! (floats) or in tiles of 32 or 256 inputs (few bits), so that the inner loop reads memory from end to
 //! end, multiplies 16 outputs at once, and needs no sums across a register:
 //!
-//! | format | a tile of 16 outputs and 32 inputs | bits per weight |
+//! | format | a tile of 16 outputs and 32 inputs, 256 of `Q4K` | bits per weight |
 //! |---|---|---|
 //! | `Q8` | 8 × 64 B: of every output four weights plus 128; 16 × f16 scales | 8.5 |
 //! | `Q4` | 4 × 64 B: low nibbles inputs 4g.., high nibbles 16+4g.., plus 8; 16 × f16 scales | 4.5 |
 //! | `Q4Affine` | as `Q4` without the 8; then 16 × f16 offsets | 5 |
-//! | `Q4K` | 8 tiles as of `Q4Affine`, together: 16 × f16 scales and offsets, times 8 × 16 of 6 bits | 4.625 |
+//! | `Q4K` | 8 tiles as of `Q4Affine`, together: 16 × f16 scales and offsets, times 8 × 16 bytes | 4.625 |
 //! | `Bf16`, `F32` | input by input 16 weights | 16, 32 |
 //!
 //! Activations are rounded to 8 bits in blocks of 32 for the formats of few bits, and stay f32 for
@@ -71,7 +71,7 @@ pub enum Packing {
     Q4,
     /// 4 bits, a scale and an offset for every 32 inputs.
     Q4Affine,
-    /// 4 bits, 6 bits of scale and offset for every 32 inputs, which 16 bits scale for 256.
+    /// 4 bits, a byte of scale and of offset for every 32 inputs, 16 bits of both for 256.
     Q4K,
     /// bfloat16.
     Bf16,

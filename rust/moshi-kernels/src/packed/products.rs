@@ -23,13 +23,17 @@ pub(super) type Tile8 = [u8; 8 * 64 + 32];
 pub(super) type Tile4 = [u8; 4 * 64 + 32];
 /// As [`Tile4`], then an offset of 16 bits for every output.
 pub(super) type Tile4Affine = [u8; 4 * 64 + 64];
-/// Eight times the weights of [`Tile4`]; then for every output a scale of 16 bits and an offset of 16
-/// bits, and eight times 6 bits of a scale, eight times 6 bits of an offset.
-pub(super) type Tile4K = [u8; K_BLOCKS * 4 * 64 + 64 + 2 * K_BLOCKS * PANEL];
-/// Blocks that share a scale and an offset in [`Tile4K`].
+/// Eight times the weights of [`Tile4`]; then for every output a scale and an offset of 16 bits, and
+/// eight times a byte of scale, eight times a byte of offset, of which 6 bits are used.
+pub(super) type Tile4K = [u8; K_PARTS[3] + K_BLOCKS * PANEL];
+/// Blocks that share the scale and the offset of 16 bits in [`Tile4K`].
 pub(super) const K_BLOCKS: usize = 8;
-/// Where they lie in it: scales and offsets of 16 bits, then those of 6 bits.
-pub(super) const K_PARTS: [usize; 4] = [2048, 2080, 2112, 2240];
+/// Where they lie in it: scales and offsets of 16 bits, then bytes of scales and of offsets.
+pub(super) const K_PARTS: [usize; 4] = {
+    let scales = K_BLOCKS * 4 * 64;
+    let bytes = scales + 2 * 2 * PANEL;
+    [scales, scales + 2 * PANEL, bytes, bytes + K_BLOCKS * PANEL]
+};
 /// One input's weights of 16 outputs.
 pub(super) type Lane32 = [u8; 4 * PANEL];
 /// One input's weights of 16 outputs in bf16.

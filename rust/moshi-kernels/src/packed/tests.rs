@@ -150,6 +150,20 @@ fn a_row_does_not_depend_on_its_neighbours_nor_on_threads() {
 }
 
 #[test]
+fn packed_bytes_are_the_matrix_again() {
+    let (arena, pool) = (Arena::default(), Pool::new(2));
+    let (rows, cols) = (37, 512);
+    stored(rows, cols, |name, matrix, _| {
+        let packed = PackedMatrix::pack(&arena, rows, cols, matrix).unwrap();
+        let again = |bytes| {
+            PackedMatrix::from_packed((&arena, &pool), rows, cols, packed.packing(), bytes).unwrap()
+        };
+        assert_eq!(again(packed.packed()).unwrap().packed(), packed.packed(), "{name}");
+        assert!(again(&packed.packed()[1..]).is_none(), "{name}");
+    });
+}
+
+#[test]
 fn stores_add_bias_and_scale() {
     let (arena, pool) = (Arena::default(), Pool::new(1));
     let w = [1.0f32, 2.0, 3.0];

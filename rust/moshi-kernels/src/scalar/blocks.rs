@@ -141,7 +141,8 @@ fn decode_q4_k(block: &[u8], values: &mut [f32]) {
     }
 }
 
-/// Scale, minimum and the 32 integers of a group of a `Q4_K` block, all integers.
+/// Scale `s`, minimum `m` and the 32 integers `q` of a group of a `Q4_K` block: weights are
+/// `d s q - dmin m`.
 pub(crate) fn q4_k_group(block: &[u8], group: usize) -> (u8, u8, [u8; 32]) {
     let (packed, nibbles) = block[4..].split_at(12);
     let (scale, minimum) = six_bits(packed, group);

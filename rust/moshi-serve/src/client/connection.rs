@@ -182,7 +182,7 @@ impl ChatClient {
         Ok(self.send_message(ChatMessage::Audio(&bytes).encode()).await)
     }
 
-    /// When the last samples left, packed.
+    /// When the last samples were packed and about to be written.
     pub fn sent_at(&self) -> Instant {
         self.sent_at
     }

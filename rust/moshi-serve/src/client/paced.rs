@@ -25,7 +25,7 @@ pub struct Report {
     pub samples: Vec<f32>,
     /// What it said.
     pub text: String,
-    /// From the last byte of a frame, packed, to the last byte of its result.
+    /// From a frame that is packed and about to be written to the last byte of its result.
     pub latency: Latency,
     /// What steps of the server took, as its metadata told.
     pub steps: Latency,

@@ -56,6 +56,7 @@ async fn the_first_messages_are_handshake_and_complete_metadata() {
         "repetition_penalty",
         "sample_rate",
         "lag_ms",
+        "step_ms",
         "dropped_frames",
         "resume_grace_s",
     ] {

@@ -160,6 +160,33 @@ async fn audio_faster_than_life_is_dropped_and_reported() {
 }
 
 #[tokio::test]
+async fn conversations_that_run_do_not_wait_for_a_crowd() {
+    let echo = Arc::new(Echo::new());
+    let server = Running::start(&echo, config(4));
+    let mut talking = server.hub.open(request(Overflow::DropOldest)).await.unwrap();
+    echo.holds.store(true, Ordering::SeqCst);
+    talking.push(&frames(1).concat());
+    eventually(|| echo.is_held.load(Ordering::SeqCst)).await;
+    talking.push(&frames(3).concat());
+    let comes = || {
+        let hub = server.hub.clone();
+        tokio::spawn(async move { hub.open(request(Overflow::DropOldest)).await.unwrap() })
+    };
+    let crowd = [(); 3].map(|()| comes());
+    server.slots(4, 0).await;
+    echo.done.lock().unwrap().clear();
+    echo.holds.store(false, Ordering::SeqCst);
+    let mut handles = Vec::new();
+    for caller in crowd {
+        handles.push(caller.await.unwrap());
+    }
+    let done = echo.done.lock().unwrap().clone();
+    assert_eq!(done, ["step", "step", "open", "step", "open", "step", "open"]);
+    drop(handles);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_read_is_closed_and_its_slot_freed() {
     let server = Running::start(&Arc::new(Echo::new()), config(1));
     let mut handle = server.hub.open(request(Overflow::PushBack)).await.unwrap();

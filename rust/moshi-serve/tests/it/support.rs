@@ -1,8 +1,8 @@
 //! A predictable backend, a server on a free port, and the simplest HTTP client.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use moshi_core::lm::Sampling;
@@ -30,6 +30,12 @@ pub(crate) struct Echo {
     pub(crate) room: AtomicUsize,
     /// What a stream with a full context adds to a step.
     pub(crate) full_step_time: Duration,
+    /// Steps wait while it is set.
+    pub(crate) holds: AtomicBool,
+    /// A step waits.
+    pub(crate) is_held: AtomicBool,
+    /// What was done: steps and openings.
+    pub(crate) done: Mutex<Vec<&'static str>>,
 }
 
 #[derive(Debug, Clone)]
@@ -60,6 +66,9 @@ impl Echo {
             panics: AtomicBool::new(false),
             room: AtomicUsize::new(usize::MAX),
             full_step_time: Duration::ZERO,
+            holds: AtomicBool::new(false),
+            is_held: AtomicBool::new(false),
+            done: Mutex::default(),
         }
     }
 
@@ -87,6 +96,7 @@ impl Backend for Echo {
         if taken.is_err() {
             return Err(Error::Device { device: "echo".into(), reason: "out of memory".into() });
         }
+        self.done.lock().unwrap().push("open");
         let sampling = options.sampling.unwrap_or(self.card.sampling);
         let seed = options.seed.unwrap_or(1);
         Ok(EchoStream { seed, sampling, steps: 0, past: 0.0, full: false })
@@ -122,6 +132,11 @@ impl Backend for Echo {
         assert!(!self.panics.load(Ordering::SeqCst), "a broken invariant of the test");
         let full = streams.iter().filter(|stream| stream.full).count();
         std::thread::sleep(self.step_time + self.full_step_time * full as u32);
+        while self.holds.load(Ordering::SeqCst) {
+            self.is_held.store(true, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.done.lock().unwrap().push("step");
         let step = |(stream, frame): (&mut EchoStream, &&[f32])| {
             stream.steps += 1;
             let own = (stream.seed % 100) as f32 / 1000.0;

@@ -118,7 +118,7 @@ impl Subject {
         let options = LmOptions { dtype, kv_dtype, ..LmOptions::default() };
         let memory = LmMemory::of(exec, lm, config, dtype, kv_dtype)?;
         let weight_bytes =
-            memory.weight_bytes + MimiMemory::of(mimi_config, &mimi_options).weight_bytes;
+            memory.weight_bytes + MimiMemory::of(exec, mimi_config, &mimi_options).weight_bytes;
         let widths = layout::gated_widths_of(lm, config);
         let stored = lm.nearest_storage("transformer.layers.0.gating.linear_in.weight");
         let lm_traffic = LmTraffic::of(exec, config, widths, stored, dtype, memory.kv_dtype);

@@ -13,6 +13,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::bf16;
 use moshi_kernels::arena::Arena;
 use moshi_kernels::isa::Isa;
 use moshi_kernels::packed::{
@@ -182,6 +183,10 @@ impl Executor for Cpu {
 
     fn search_bytes(&self, rows: usize, cols: usize) -> u64 {
         Packing::Bf16.bytes_of(rows, cols) as u64
+    }
+
+    fn search_copy_bytes(&self) -> u64 {
+        size_of::<bf16>() as u64
     }
 
     fn key_storage(&self, wanted: Option<KeyStorage>, usual: KeyStorage) -> Result<KeyStorage> {
@@ -465,5 +470,39 @@ impl Executor for Cpu {
         codebook.nearest(self, residual.values(), codes)?;
         codebook.subtract(residual.values_mut(), codes);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stages::Noise;
+
+    #[test]
+    fn a_product_of_a_norm_is_the_norm_and_then_the_product() {
+        let exec = Cpu::new(Some(1)).unwrap();
+        let (rows, outputs, inputs) = (3, 48, 64);
+        let mut noise = Noise::new(3);
+        let x = exec.upload(&noise.take(rows * inputs), inputs).unwrap();
+        let matrix = HostMatrix::floats(outputs, inputs, noise.take(outputs * inputs));
+        let ones = || vec![1.5; inputs];
+        let norms = [
+            Norm::<Cpu>::Rms { alpha: noise.take(inputs), eps: 1e-8 },
+            Norm::Layer { weight: ones(), bias: ones(), eps: 1e-5 },
+        ];
+        let formats = [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_1];
+        let storages = formats.map(Storage::Blocks).into_iter().chain([Storage::F32]);
+        for storage in storages {
+            let weight = exec.weight_in(matrix.clone(), storage).unwrap().unwrap();
+            for norm in &norms {
+                for activation in [Activation::Identity, Activation::Gelu, Activation::SiluGate] {
+                    let fused = exec.linear_of_norm(&x, norm, &weight, activation).unwrap();
+                    let normed = exec.norm(&x, norm).unwrap();
+                    let apart = exec.linear(&normed, &weight, activation).unwrap();
+                    assert_eq!(fused.width(), apart.width());
+                    assert_eq!(fused.values(), apart.values(), "{storage:?} {activation:?}");
+                }
+            }
+        }
     }
 }

@@ -9,8 +9,10 @@ use super::{Cpu, no_memory};
 use crate::error::Result;
 use crate::exec::{HostMatrix, HostValues, Storage};
 
-/// Relative error of a sum of products in f32, generously.
+/// Relative error of a sum of 256 products in f32, generously; more where there are more.
 const SUM_ERROR: f32 = 3e-5;
+/// Square root of the smallest square of a float, about.
+const TINY: f32 = 1e-22;
 
 /// Rows to look up; prepared for the search when it is first searched.
 pub struct Table {
@@ -86,9 +88,16 @@ impl Search {
         Ok(Self {
             rounded,
             half_squared_norms: squared_norms().map(|norm| norm / 2.0).collect(),
-            rounding: largest(distances).sqrt(),
-            longest: largest(squared_norms()).sqrt(),
+            rounding: largest(distances).sqrt() + TINY,
+            longest: largest(squared_norms()).sqrt() + TINY,
         })
+    }
+
+    /// By how much the score of a rounded entry may be wrong: entry, sum and difference are rounded.
+    fn error(&self, x: &[f32]) -> f32 {
+        let sums = SUM_ERROR * (x.len() as f32 / 256.0).max(1.0);
+        let length = scalar::dot(x, x).sqrt() + TINY;
+        length * (self.rounding + sums * self.longest) + f32::EPSILON * self.longest * self.longest
     }
 
     /// `scores` are the products of `x` with the rounded entries.
@@ -98,11 +107,11 @@ impl Search {
             *score = norm - *score;
             smallest = smallest.min(*score);
         }
-        let length = scalar::dot(x, x).sqrt();
-        let error = length * (self.rounding + SUM_ERROR * self.longest);
-        // Two scores may be wrong in opposite directions. With an infinite error all are candidates.
-        let limit = smallest + 2.0 * error;
-        let candidates = scores.iter().enumerate().filter(|&(_, &score)| !(score > limit));
+        // Two scores may be wrong in opposite directions.
+        let limit = smallest + 2.0 * self.error(x);
+        // Where numbers are too large to tell, every entry is a candidate.
+        let is_candidate = |score: f32| score <= limit || !limit.is_finite();
+        let candidates = scores.iter().enumerate().filter(|&(_, &score)| is_candidate(score));
         let exact = candidates.map(|(index, _)| {
             let entry = &entries[index * x.len()..(index + 1) * x.len()];
             (index, self.half_squared_norms[index] - scalar::dot(x, entry))
@@ -175,13 +184,32 @@ mod tests {
     }
 
     #[test]
+    fn odd_rows_and_entries_have_a_nearest_too() {
+        let exec = Cpu::new(Some(1)).unwrap();
+        let mut noise = Noise::new(8);
+        let mut entries = noise.take(64 * 32);
+        // Rounded to bf16, it is infinite.
+        entries[5 * 32] = f32::MAX;
+        let table = Table::new(HostMatrix::floats(64, 32, entries));
+        let near = table.entries()[9 * 32..10 * 32].to_vec();
+        for x in [vec![0.0; 32], near, vec![f32::MIN_POSITIVE; 32]] {
+            let mut code = [99];
+            table.nearest(&exec, &x, &mut code).unwrap();
+            assert_eq!(code[0], nearest(&table, &x), "{x:?}");
+        }
+        let mut code = [99];
+        table.nearest(&exec, &[f32::NAN; 32], &mut code).unwrap();
+        assert_eq!(code, [0], "no entry is near to what is no number");
+    }
+
+    #[test]
     fn few_entries_are_compared_in_full() {
         let exec = Cpu::new(Some(1)).unwrap();
         let mut noise = Noise::new(6);
         let table = Table::new(HostMatrix::floats(2048, 256, noise.take(2048 * 256)));
         let search = table.search(&exec).unwrap();
         let x = noise.take(256);
-        let error = scalar::dot(&x, &x).sqrt() * (search.rounding + SUM_ERROR * search.longest);
+        let error = search.error(&x);
         let scores: Vec<f32> = table
             .entries()
             .chunks_exact(256)
