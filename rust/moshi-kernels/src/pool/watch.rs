@@ -17,7 +17,7 @@ pub(super) struct Watch {
 
 /// Time of operations between judgements.
 const WINDOW: Duration = Duration::from_millis(100);
-/// The caller may wait for this part of the time, in percent.
+/// The caller may wait for this part of the time, in percent, however many threads there are.
 const MOST_WAITED: u128 = 20;
 const SHORTEST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -43,7 +43,10 @@ impl Watch {
         if self.worked < WINDOW {
             return None;
         }
-        let disturbed = self.waited.as_nanos() * 100 > self.worked.as_nanos() * MOST_WAITED;
+        // Without a thread of `n`, an undisturbed operation takes up to `n / (n - 1)` of the time:
+        // to wait for less than an `n`th of it is better.
+        let most_waited = MOST_WAITED.max(100 / threads.max(1) as u128);
+        let disturbed = self.waited.as_nanos() * 100 > self.worked.as_nanos() * most_waited;
         (self.worked, self.waited) = (Duration::ZERO, Duration::ZERO);
         if disturbed && threads > 1 {
             self.retry = Some(now + self.pause);
@@ -73,7 +76,8 @@ mod tests {
             watch.note(threads, worked, waited, start + Duration::from_secs(seconds))
         };
         assert_eq!(at(3, 10, 0), None, "all is well");
-        assert_eq!(at(3, 40, 0), Some(2));
+        assert_eq!(at(3, 40, 0), None, "two threads would take longer");
+        assert_eq!(at(3, 60, 0), Some(2));
         assert_eq!(at(2, 10, 1), None, "too early");
         assert_eq!(at(2, 10, 2), Some(3));
         assert_eq!(at(3, 100, 2), Some(2));
@@ -89,7 +93,7 @@ mod tests {
     #[test]
     fn short_operations_add_up() {
         let (mut watch, now) = (Watch::new(2), Instant::now());
-        let (long, short) = (Duration::from_millis(3), Duration::from_millis(1));
+        let (long, short) = (Duration::from_millis(3), Duration::from_millis(2));
         let judged = (0..40).filter_map(|_| watch.note(2, long, short, now)).count();
         assert_eq!(judged, 1);
     }
