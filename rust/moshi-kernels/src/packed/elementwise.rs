@@ -7,19 +7,21 @@
     reason = "compiled for the instruction set of the caller only where it is inlined"
 )]
 
-use super::Kernels;
+use super::rows::Rows;
+use super::{Kernels, split};
 use crate::isa::Isa;
+use crate::pool::Pool;
 use crate::scalar::{LANES, sum_lanes};
 
 impl Kernels {
     /// Exponential linear unit with alpha 1, in place.
-    pub fn elu(self, x: &mut [f32]) {
-        dispatch!(self, variants::elu(x));
+    pub fn elu(self, pool: &Pool, x: &mut [f32]) {
+        in_parts(pool, x, &|_, x| dispatch!(self, variants::elu(x)));
     }
 
     /// `x = elu(x + y)`.
-    pub fn add_elu(self, x: &mut [f32], y: &[f32]) {
-        dispatch!(self, variants::add_elu(x, y));
+    pub fn add_elu(self, pool: &Pool, x: &mut [f32], y: &[f32]) {
+        in_parts(pool, x, &|first, x| dispatch!(self, variants::add_elu(x, &y[first..])));
     }
 
     /// Gaussian error linear unit by the error function, in place.
@@ -56,6 +58,23 @@ impl Kernels {
         dispatch!(self, variants::exp_minus(x, max))
     }
 }
+
+/// Calls `work` with parts of `x` and where they begin, on the threads of the pool where that helps.
+fn in_parts(pool: &Pool, x: &mut [f32], work: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+    let whole = x.len() / PART * PART;
+    let (parts, rest) = x.split_at_mut(whole);
+    let parts = Rows::new(parts, PART);
+    split(pool, whole / PART, whole * COST, &|part| {
+        // SAFETY: every row is one part of the work.
+        work(part * PART, unsafe { parts.row(part) });
+    });
+    work(whole, rest);
+}
+
+/// Values of a part.
+const PART: usize = 4096;
+/// Bytes that can be read while an exponential is computed.
+const COST: usize = 8;
 
 /// Sums in lanes of their own, then pairwise: no order for the compiler to keep.
 #[inline(always)]
@@ -237,20 +256,25 @@ mod tests {
     #[test]
     fn every_variant_equals_the_reference_kernels() {
         each(|kernels| {
-            let x = wave(131);
-            for (fast, slow) in [
-                (Kernels::elu as fn(Kernels, &mut [f32]), scalar::elu as fn(&mut [f32])),
-                (Kernels::gelu, scalar::gelu),
-            ] {
+            let pool = Pool::new(2);
+            // Less than a part, and several with a rest.
+            for count in [131, 9 * PART + 131] {
+                let x = wave(count);
                 let (mut a, mut b) = (x.clone(), x.clone());
-                fast(kernels, &mut a);
-                slow(&mut b);
+                kernels.elu(&pool, &mut a);
+                scalar::elu(&mut b);
+                assert_close(&a, &b, 1e-6);
+                let (mut a, mut b) = (x.clone(), x.clone());
+                let y: Vec<f32> = x.iter().rev().copied().collect();
+                kernels.add_elu(&pool, &mut a, &y);
+                scalar::add(&mut b, &y);
+                scalar::elu(&mut b);
                 assert_close(&a, &b, 1e-6);
             }
+            let x = wave(131);
             let (mut a, mut b) = (x.clone(), x.clone());
-            kernels.add_elu(&mut a, &wave(131));
-            scalar::add(&mut b, &wave(131));
-            scalar::elu(&mut b);
+            kernels.gelu(&mut a);
+            scalar::gelu(&mut b);
             assert_close(&a, &b, 1e-6);
 
             let (mut a, mut b) = (vec![0.0; 60], vec![0.0; 60]);

@@ -107,9 +107,9 @@ impl Cpu {
         }
         match epilogue {
             Epilogue::None => {}
-            Epilogue::Elu => self.0.kernels.elu(y.values_mut()),
+            Epilogue::Elu => self.0.kernels.elu(&self.0.pool, y.values_mut()),
             Epilogue::AddElu(residual) => {
-                self.0.kernels.add_elu(y.values_mut(), residual.values());
+                self.0.kernels.add_elu(&self.0.pool, y.values_mut(), residual.values());
             }
         }
         y

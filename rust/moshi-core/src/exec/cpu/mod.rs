@@ -462,7 +462,7 @@ impl Executor for Cpu {
     fn elu(&self, x: &Buffer) -> Result<Buffer> {
         let mut y = self.buffer(x.rows(), x.width());
         y.values_mut().copy_from_slice(x.values());
-        self.0.kernels.elu(y.values_mut());
+        self.0.kernels.elu(&self.0.pool, y.values_mut());
         Ok(y)
     }
 
