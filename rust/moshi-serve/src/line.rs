@@ -56,7 +56,7 @@ pub(crate) async fn wait_for_slot(
     watch: Watch,
     mut hear: impl FnMut(Received) -> bool,
 ) -> Option<Result<SessionHandle, OpenError>> {
-    let misuse = {
+    let left = {
         let mut opening = pin!(hub.open(request));
         let mut ping = interval(watch.ping_every);
         ping.reset();
@@ -69,8 +69,9 @@ pub(crate) async fn wait_for_slot(
                 received = socket.receive(), if listens => {
                     alive = Instant::now();
                     match received {
-                        Received::Closed | Received::Lost => return None,
-                        Received::Misuse(misuse) => break misuse,
+                        Received::Lost => return None,
+                        Received::Closed => break None,
+                        Received::Misuse(misuse) => break Some(misuse),
                         Received::Pong => {}
                         message => listens = hear(message),
                     }
@@ -86,7 +87,10 @@ pub(crate) async fn wait_for_slot(
         }
     };
     // The place in the line is given up by now.
-    socket.refuse(misuse).await;
+    match left {
+        Some(misuse) => socket.refuse(misuse).await,
+        None => socket.answer_goodbye().await,
+    }
     None
 }
 

@@ -169,6 +169,11 @@ impl Socket {
         self.say_goodbye(code, reason).await;
     }
 
+    /// Answers a goodbye that came before there was a conversation. Nothing is to be sent after it.
+    pub(crate) async fn answer_goodbye(&mut self) {
+        self.say_goodbye(1000, "").await;
+    }
+
     /// As [`Socket::close`], for one that is borrowed: nothing is to be sent after it.
     pub(crate) async fn refuse(&mut self, misuse: Misuse) {
         let (code, reason) = misuse.close();

@@ -214,12 +214,24 @@ impl Hub {
         self.shared.changed(state);
     }
 
-    async fn admit(&self, overflow: Overflow) -> Result<SlotId, OpenError> {
-        let refuse = |refusal| match refusal {
+    /// What a new conversation would be refused with now, counted as a refusal.
+    pub(crate) fn refuses(&self) -> Option<OpenError> {
+        let refusal = self.shared.lock().scheduler.refuses()?;
+        let error = self.refused(refusal);
+        self.metrics().rejected.get_or_create(&label("reason", error.name())).inc();
+        Some(error)
+    }
+
+    fn refused(&self, refusal: Refusal) -> OpenError {
+        match refusal {
             Refusal::Full { capacity, .. } => OpenError::Full { capacity },
             Refusal::Draining if self.shared.lock().failed => OpenError::Failed,
             Refusal::Draining => OpenError::Draining,
-        };
+        }
+    }
+
+    async fn admit(&self, overflow: Overflow) -> Result<SlotId, OpenError> {
+        let refuse = |refusal| self.refused(refusal);
         let ticket = match self.admit_or_enqueue(overflow).map_err(refuse)? {
             Place::Slot(slot) => return Ok(slot),
             Place::Line(ticket) => ticket,

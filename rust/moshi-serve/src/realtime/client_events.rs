@@ -10,6 +10,16 @@ use super::{Sent, Session};
 const MIN_COMMIT_MS: u64 = 100;
 /// Longest identifier of a client that is kept.
 const MAX_ID_BYTES: usize = 256;
+/// What an item can be.
+const ITEM_TYPES: [&str; 7] = [
+    "message",
+    "function_call",
+    "function_call_output",
+    "mcp_approval_request",
+    "mcp_approval_response",
+    "mcp_call",
+    "mcp_list_tools",
+];
 const BAD_REQUEST: &str = "invalid_request_error";
 
 impl Session<'_> {
@@ -119,8 +129,10 @@ impl Session<'_> {
     /// The model reads no text; clients wait for the answer all the same.
     async fn create_item(&mut self, event: &Value) -> Sent {
         let mut item = event["item"].clone();
-        if !item.is_object() {
-            item = json!({ "type": "message", "role": "user", "content": [] });
+        if !item["type"].as_str().is_some_and(|kind| ITEM_TYPES.contains(&kind)) {
+            let text = "an item of a type that conversations have, as message";
+            let cause = event.get("event_id");
+            return self.error(BAD_REQUEST, "invalid_value", Some("item.type"), text, cause).await;
         }
         if item["id"].as_str().is_none_or(|id| id.is_empty() || id.len() > MAX_ID_BYTES) {
             item["id"] = id("item").into();

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{Request, Response, StatusCode};
+use axum::http::{Request, Response};
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
@@ -16,11 +16,12 @@ use super::events::id;
 use super::fixture::Fixture;
 use super::pace::Pace;
 use super::{
-    Gone, MAX_BACKLOG_FRAMES, TICK, leave, length, max_message_bytes, session_request, too_large,
+    Gone, MAX_BACKLOG_FRAMES, TICK, leave, length, max_message_bytes, refuse_now, session_request,
+    too_large,
 };
 use crate::hub::{End, OpenError, OutputFrame, SessionHandle};
 use crate::line::{Early, Watch, wait_for_slot};
-use crate::routes::{App, refusal};
+use crate::routes::App;
 use crate::server::Counted;
 use crate::websocket::{Misuse, Received, Socket, upgrade};
 
@@ -36,9 +37,8 @@ pub(crate) async fn handler(
     axum::Extension(counted): axum::Extension<Counted>,
     mut request: Request<Body>,
 ) -> Response<Body> {
-    if app.drain.borrow().is_some() {
-        let reason = OpenError::Draining.to_string();
-        return refusal(StatusCode::SERVICE_UNAVAILABLE, "server_draining", &reason);
+    if let Some(response) = refuse_now(&app) {
+        return response;
     }
     let most = max_message_bytes(&app);
     upgrade(&mut request, "realtime", most, move |socket| async move {
@@ -126,7 +126,11 @@ async fn first_event(socket: &mut Socket) -> Option<Value> {
             Received::Text(text) => text.into_bytes(),
             Received::Binary(bytes) => bytes.to_vec(),
             Received::Pong => continue,
-            Received::Closed | Received::Lost => return None,
+            Received::Lost => return None,
+            Received::Closed => {
+                socket.answer_goodbye().await;
+                return None;
+            }
             Received::Misuse(misuse) => {
                 socket.refuse(misuse).await;
                 return None;

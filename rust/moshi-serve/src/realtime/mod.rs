@@ -61,9 +61,8 @@ pub(crate) async fn handler(
     axum::Extension(counted): axum::Extension<Counted>,
     mut request: Request<Body>,
 ) -> HttpResponse<Body> {
-    if app.drain.borrow().is_some() {
-        let reason = OpenError::Draining.to_string();
-        return refusal(StatusCode::SERVICE_UNAVAILABLE, "server_draining", &reason);
+    if let Some(response) = refuse_now(&app) {
+        return response;
     }
     let dialect = dialect(request.headers());
     let mut settings = Settings::new(&app.hub.card().name);
@@ -83,6 +82,18 @@ pub(crate) async fn handler(
         run(&app, socket, dialect, settings).await;
         drop(counted);
     })
+}
+
+/// The answer to who cannot have a conversation now. Before the upgrade: clients wait longer after
+/// it than after a connection that was made and closed.
+pub(crate) fn refuse_now(app: &App) -> Option<HttpResponse<Body>> {
+    let error =
+        if app.drain.borrow().is_some() { OpenError::Draining } else { app.hub.refuses()? };
+    let (status, code) = match &error {
+        OpenError::Full { .. } => (StatusCode::TOO_MANY_REQUESTS, "session_limit_reached"),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "server_draining"),
+    };
+    Some(refusal(status, code, &error.to_string()))
 }
 
 fn dialect(headers: &HeaderMap) -> Dialect {
@@ -222,8 +233,6 @@ impl Session<'_> {
         ping.reset();
         let mut ended = pin!(self.handle.ended());
         let mut alive = Instant::now();
-        let mut drain = self.app.drain.clone();
-        let mut told = false;
         loop {
             tokio::select! {
                 end = &mut ended => return self.over(end).await,
@@ -267,13 +276,6 @@ impl Session<'_> {
                         return Err(Gone);
                     }
                 }
-                changed = drain.changed(), if !told => {
-                    told = true;
-                    if changed.is_ok() {
-                        let text = "the server is shutting down; connect to another one soon";
-                        self.error("server_error", "server_draining", None, text, None).await?;
-                    }
-                }
             }
         }
     }
@@ -288,6 +290,11 @@ impl Session<'_> {
             }
             let status = if end == End::Failed { "failed" } else { "incomplete" };
             self.close_response(status, None).await?;
+        }
+        if end == End::Draining {
+            // Last: at an error some clients stop listening.
+            let text = OpenError::Draining.to_string();
+            self.error("server_error", "server_draining", None, &text, None).await?;
         }
         Ok(farewell(end))
     }

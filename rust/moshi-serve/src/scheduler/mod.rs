@@ -63,6 +63,16 @@ impl<F> Scheduler<F> {
         if self.line.is_empty() { self.take_slot(now, overflow) } else { Err(self.full()) }
     }
 
+    /// What a new conversation would be told now, if it would get neither a slot nor a place in the
+    /// waiting line.
+    pub fn refuses(&self) -> Option<Refusal> {
+        if self.draining {
+            return Some(Refusal::Draining);
+        }
+        let full = self.slots.len() >= self.capacity.sessions() || !self.line.is_empty();
+        (full && self.line.len() >= self.rules.max_queue).then(|| self.full())
+    }
+
     /// Takes a place in the waiting line.
     ///
     /// # Errors

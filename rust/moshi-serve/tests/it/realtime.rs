@@ -10,8 +10,8 @@ use moshi_wire::pcm::{Coding, SampleReader, encode};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::support::{Echo, FRAME, Running, config, eventually, frames};
 
@@ -246,14 +246,27 @@ async fn a_full_house_is_told_as_a_rate_limit() {
     let server = Running::start(&Arc::new(Echo::new()), config(1));
     let mut first = Client::connect(&server, "/v1/realtime", &[]).await;
     first.find("session.created").await;
-    let mut second = Client::connect(&server, "/v1/realtime", &[]).await;
-    let error = second.next().await;
-    assert_eq!(error["error"]["code"], "session_limit_reached");
-    assert_eq!(second.close_code().await, Some(1013));
-    let mut third = Client::connect(&server, "/v1/live/sessions", &[]).await;
-    third.send(json!({ "type": "session.start", "session": { "model": "echo" } })).await;
-    assert_eq!(third.next().await["error"]["code"], "session_limit_reached");
-    assert_eq!(third.close_code().await, Some(1013));
+    for path in ["/v1/realtime", "/v1/live/sessions"] {
+        let request = format!("{}{path}", server.url()).into_client_request().unwrap();
+        let tcp = TcpStream::connect(server.address).await.unwrap();
+        let error = tokio_tungstenite::client_async(request, tcp).await.unwrap_err();
+        let Error::Http(response) = error else { panic!("{error}") };
+        assert_eq!(response.status(), 429, "{path}");
+        assert!(response.headers().contains_key("retry-after"), "{path}");
+        let body: Value = serde_json::from_slice(response.body().as_deref().unwrap()).unwrap();
+        assert_eq!(body["error"]["type"], "rate_limit_error", "{path}");
+        assert_eq!(body["error"]["code"], "session_limit_reached", "{path}");
+    }
+    // Who came while there was room is told inside.
+    server.slots(1, 0).await;
+    drop(first);
+    server.slots(0, 0).await;
+    let mut late = Client::connect(&server, "/v1/live/sessions", &[]).await;
+    let mut first = Client::connect(&server, "/v1/realtime", &[]).await;
+    first.find("session.created").await;
+    late.send(json!({ "type": "session.start", "session": { "model": "echo" } })).await;
+    assert_eq!(late.next().await["error"]["code"], "session_limit_reached");
+    assert_eq!(late.close_code().await, Some(1013));
     server.stop().await;
 }
 

@@ -8,6 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 use moshi_serve::ServeConfig;
 use moshi_wire::pcm::{Coding, encode};
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::realtime::{Client, quantised, samples};
 use crate::support::{Echo, FRAME, Running, config, frames};
@@ -230,8 +232,40 @@ async fn shutting_down_closes_what_the_model_is_saying() {
     };
     assert_eq!(done["response"]["status"], "incomplete");
     assert_eq!(done["response"]["output"][0]["content"][0]["transcript"], transcript);
+    assert_eq!(client.next().await["error"]["code"], "server_draining", "the last event");
     assert_eq!(client.close_code().await, Some(1001));
     server.outcome().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_goodbye_before_the_beginning_is_answered() {
+    let server = Running::start(&Arc::new(Echo::new()), config(4));
+    for path in [REALTIME, LIVE, "/api/chat"] {
+        for _ in 0..5 {
+            let mut client = Client::connect(&server, path, &[]).await;
+            let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+            client.0.close(Some(frame)).await.unwrap();
+            assert_eq!(client.close_code().await, Some(1000), "{path}");
+        }
+    }
+    server.slots(0, 0).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn items_have_a_type() {
+    let server = Running::start(&Arc::new(Echo::new()), config(1));
+    let mut client = Client::connect(&server, REALTIME, &[]).await;
+    client.find("session.created").await;
+    for item in [json!({ "type": "wat" }), json!({}), json!("x"), Value::Null] {
+        client.send(json!({ "type": "conversation.item.create", "item": item })).await;
+        let error = client.next().await;
+        assert_eq!(error["error"]["param"], "item.type", "{item}");
+    }
+    let item = json!({ "type": "function_call_output", "call_id": "c", "output": "{}" });
+    client.send(json!({ "type": "conversation.item.create", "item": item })).await;
+    client.find("conversation.item.done").await;
+    server.stop().await;
 }
 
 #[tokio::test]
