@@ -219,7 +219,7 @@ pub trait Executor: Clone + Send + Sync + 'static {
     fn search_bytes(&self, rows: usize, cols: usize) -> u64 {
         Storage::F32.bytes_of(rows, cols)
     }
-    /// Bytes that it keeps for that of every value, beside the table.
+    /// Bytes that it keeps for that of every value, beside the table, at most.
     fn search_copy_bytes(&self) -> u64 {
         0
     }

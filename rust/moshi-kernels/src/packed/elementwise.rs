@@ -7,6 +7,7 @@
     reason = "compiled for the instruction set of the caller only where it is inlined"
 )]
 
+use super::products::FloatRows;
 use super::rows::Rows;
 use super::{Kernels, split};
 use crate::isa::Isa;
@@ -51,6 +52,16 @@ impl Kernels {
         for (row, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
             dispatch!(self, variants::layer_norm(row, weight, bias, eps, y));
         }
+    }
+
+    /// Products of every row of `x` with `weight`, and `bias`.
+    pub fn dots(self, pool: &Pool, x: FloatRows<'_>, weight: &[f32], bias: f32, y: &mut [f32]) {
+        let width = weight.len();
+        in_parts(pool, y, &|first, y| {
+            for (row, y) in (first..).zip(y) {
+                *y = dispatch!(self, variants::dot(x.row(row, width), weight)) + bias;
+            }
+        });
     }
 
     /// `x = exp(x - max)`; gives the sum.
@@ -101,16 +112,24 @@ pub(super) fn rms_scale(x: &[f32], eps: f32) -> f32 {
     1.0 / (mean_square + eps).sqrt()
 }
 
+/// `a * b + c`, rounded once where the processor does that in one instruction; elsewhere it would be
+/// a call of a function.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+#[inline(always)]
+fn exp<const FUSED: bool>(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
     // Adding and taking off 1.5 * 2^23 rounds; the low bits of the sum are the integer.
-    let shifted = x * std::f32::consts::LOG2_E + ROUNDING;
+    let shifted = multiply_add::<FUSED>(x, std::f32::consts::LOG2_E, ROUNDING);
     let whole = shifted - ROUNDING;
-    let rest = x - whole * LN_2_HIGH - whole * LN_2_LOW;
+    let rest = multiply_add::<FUSED>(whole, -LN_2_HIGH, x);
+    let rest = multiply_add::<FUSED>(whole, -LN_2_LOW, rest);
     let mut polynomial = 1.0 / 5040.0;
     for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        polynomial = polynomial * rest + coefficient;
+        polynomial = multiply_add::<FUSED>(polynomial, rest, coefficient);
     }
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
     polynomial * power
@@ -122,52 +141,52 @@ const LN_2_HIGH: f32 = 0.693_359_4;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
 
 #[inline(always)]
-fn elu(x: f32) -> f32 {
-    if x < 0.0 { exp(x) - 1.0 } else { x }
+fn elu<const FUSED: bool>(x: f32) -> f32 {
+    if x < 0.0 { exp::<FUSED>(x) - 1.0 } else { x }
 }
 
 #[inline(always)]
-fn gelu(x: f32) -> f32 {
+fn gelu<const FUSED: bool>(x: f32) -> f32 {
     let magnitude = (x * std::f32::consts::FRAC_1_SQRT_2).abs();
     let t = 1.0 / (1.0 + 0.327_591_1 * magnitude);
     let mut polynomial = 1.061_405_4;
     for coefficient in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6, 0.0] {
-        polynomial = polynomial * t + coefficient;
+        polynomial = multiply_add::<FUSED>(polynomial, t, coefficient);
     }
-    let erf = 1.0 - polynomial * exp(-magnitude * magnitude);
+    let erf = 1.0 - polynomial * exp::<FUSED>(-magnitude * magnitude);
     0.5 * x * (1.0 + if x < 0.0 { -erf } else { erf })
 }
 
 macro_rules! elementwise {
-    ($name:ident, $(#[$features:meta])?) => {
+    ($name:ident, $fused:literal, $(#[$features:meta])?) => {
         pub(super) mod $name {
             use super::super::{LANES, elu as elu_of, exp, gelu as gelu_of, rms_scale, sum};
 
             $(#[$features])?
             pub(crate) fn elu(x: &mut [f32]) {
                 for value in x {
-                    *value = elu_of(*value);
+                    *value = elu_of::<$fused>(*value);
                 }
             }
 
             $(#[$features])?
             pub(crate) fn add_elu(x: &mut [f32], y: &[f32]) {
                 for (x, y) in x.iter_mut().zip(y) {
-                    *x = elu_of(*x + *y);
+                    *x = elu_of::<$fused>(*x + *y);
                 }
             }
 
             $(#[$features])?
             pub(crate) fn gelu(x: &mut [f32]) {
                 for value in x {
-                    *value = gelu_of(*value);
+                    *value = gelu_of::<$fused>(*value);
                 }
             }
 
             $(#[$features])?
             pub(crate) fn silu_gate(gate: &[f32], value: &[f32], y: &mut [f32]) {
                 for ((y, gate), value) in y.iter_mut().zip(gate).zip(value) {
-                    *y = *gate / (1.0 + exp(-*gate)) * *value;
+                    *y = *gate / (1.0 + exp::<$fused>(-*gate)) * *value;
                 }
             }
 
@@ -196,11 +215,17 @@ macro_rules! elementwise {
             }
 
             $(#[$features])?
+            pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
+                let y = &y[..x.len()];
+                sum(x.len(), |i| x[i] * y[i])
+            }
+
+            $(#[$features])?
             pub(crate) fn exp_minus(x: &mut [f32], max: f32) -> f32 {
                 let mut lanes = [0.0f32; LANES];
                 for chunk in x.chunks_mut(LANES) {
                     for (value, lane) in chunk.iter_mut().zip(&mut lanes) {
-                        *value = exp(*value - max);
+                        *value = exp::<$fused>(*value - max);
                         *lane += *value;
                     }
                 }
@@ -211,12 +236,13 @@ macro_rules! elementwise {
 }
 
 mod variants {
-    elementwise!(scalar,);
+    elementwise!(scalar, false,);
     #[cfg(target_arch = "x86_64")]
-    elementwise!(avx2, #[target_feature(enable = "avx2,fma,f16c")]);
+    elementwise!(avx2, true, #[target_feature(enable = "avx2,fma,f16c")]);
     #[cfg(target_arch = "x86_64")]
     elementwise!(
         avx512,
+        true,
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     );
 }
@@ -244,13 +270,15 @@ mod tests {
 
     #[test]
     fn exponentials_are_exact_to_a_few_units() {
-        for i in -8700..=8800 {
-            let x = i as f32 / 100.0;
-            let (got, expected) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!((got / expected - 1.0).abs() < 5e-7, "exp({x}) is {got}, not {expected}");
+        for exp in [exp::<false>, exp::<true>] {
+            for i in -8700..=8800 {
+                let x = i as f32 / 100.0;
+                let (got, expected) = (f64::from(exp(x)), f64::from(x).exp());
+                assert!((got / expected - 1.0).abs() < 5e-7, "exp({x}) is {got}, not {expected}");
+            }
+            assert!(exp(-1e9) < 1e-37 && exp(f32::NEG_INFINITY) < 1e-37);
+            assert!(exp(f32::NAN).is_nan());
         }
-        assert!(exp(-1e9) < 1e-37 && exp(f32::NEG_INFINITY) < 1e-37);
-        assert!(exp(f32::NAN).is_nan());
     }
 
     #[test]
@@ -271,6 +299,15 @@ mod tests {
                 scalar::elu(&mut b);
                 assert_close(&a, &b, 1e-6);
             }
+            let (x, weight) = (wave(2 * 5000 + 45), wave(47));
+            let rows = FloatRows { x: &x, stride: 2, rows_per_group: usize::MAX, group_stride: 0 };
+            let mut y = vec![0.0; 5000];
+            kernels.dots(&pool, rows, &weight, 0.5, &mut y);
+            let expected: Vec<f32> = (0..5000)
+                .map(|row| scalar::dot(&x[2 * row..2 * row + 47], &weight) + 0.5)
+                .collect();
+            assert_close(&y, &expected, 1e-4);
+
             let x = wave(131);
             let (mut a, mut b) = (x.clone(), x.clone());
             kernels.gelu(&mut a);

@@ -85,11 +85,14 @@ impl<'a> FloatRows<'a> {
     }
 
     #[inline(always)]
+    pub(super) fn row(&self, row: usize, width: usize) -> &'a [f32] {
+        let start = self.start(row);
+        &self.x[start..start + width]
+    }
+
+    #[inline(always)]
     fn take<const N: usize>(&self, first: usize, width: usize) -> [&'a [f32]; N] {
-        std::array::from_fn(|n| {
-            let start = self.start(first + n);
-            &self.x[start..start + width]
-        })
+        std::array::from_fn(|n| self.row(first + n, width))
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Conv {
 enum Weight {
     /// `[output, taps and inputs]`.
     Mixed(PackedMatrix),
+    /// `[taps and inputs]` of a single output, of which a panel would be empty but for one lane.
+    Single(Vec<f32>),
     /// `[tap, output]`: as many weights as outputs, so that reading them takes no time worth
     /// packing for.
     Separate(Vec<f32>),
@@ -35,6 +37,8 @@ impl Conv {
         let weight = if conv.separate {
             let taps = |tap| conv.weight.iter().skip(tap).step_by(kernel).copied();
             Weight::Separate((0..kernel).flat_map(taps).collect())
+        } else if outputs == 1 {
+            Weight::Single(conv.by_tap())
         } else {
             let weight = HostMatrix::floats(outputs, kernel * inputs, conv.by_tap());
             Weight::Mixed(pack(weight.store(storage).expect("any width fits floats"))?)
@@ -73,32 +77,35 @@ impl Cpu {
         debug_assert_eq!(time % conv.stride, 0);
         let history = (conv.kernel - conv.stride) * conv.inputs;
         let (new, whole) = (time * conv.inputs, history + time * conv.inputs);
-        let mut padded = self.buffer(streams.len(), whole);
-        let rows = padded.values_mut().chunks_exact_mut(whole);
-        for ((stream, padded), x) in streams.iter_mut().zip(rows).zip(x.values().chunks_exact(new))
-        {
-            let tail = tail(stream);
-            padded[..history].copy_from_slice(tail.values());
-            padded[history..].copy_from_slice(x);
-            tail.set(&padded[new..]);
+        // Without a past there is nothing to put before.
+        let mut padded = (history > 0).then(|| self.buffer(streams.len(), whole));
+        if let Some(padded) = &mut padded {
+            let rows = padded.values_mut().chunks_exact_mut(whole);
+            let streams = streams.iter_mut().zip(x.values().chunks_exact(new));
+            for ((stream, x), padded) in streams.zip(rows) {
+                let tail = tail(stream);
+                padded[..history].copy_from_slice(tail.values());
+                padded[history..].copy_from_slice(x);
+                tail.set(&padded[new..]);
+            }
         }
+        let padded = padded.as_ref().map_or(x.values(), Buffer::values);
         let per_stream = time / conv.stride;
         let mut y = self.buffer(streams.len() * per_stream, conv.outputs);
         let step = conv.stride * conv.inputs;
+        let windows =
+            FloatRows { x: padded, stride: step, rows_per_group: per_stream, group_stride: whole };
         match &conv.weight {
+            Weight::Single(weight) => {
+                let bias = conv.bias.as_ref().map_or(0.0, |bias| bias[0]);
+                self.0.kernels.dots(&self.0.pool, windows, weight, bias, y.values_mut());
+            }
             Weight::Mixed(weight) => {
-                let windows = FloatRows {
-                    x: padded.values(),
-                    stride: step,
-                    rows_per_group: per_stream,
-                    group_stride: whole,
-                };
                 let store = Store::Set(conv.bias.as_deref());
                 weight.multiply(self.on(), windows, store, y.values_mut());
             }
             Weight::Separate(weight) => {
                 let windows = padded
-                    .values()
                     .chunks_exact(whole)
                     .flat_map(|padded| padded.windows(conv.kernel * conv.inputs).step_by(step));
                 let rows = y.values_mut().chunks_exact_mut(conv.outputs);

@@ -107,12 +107,16 @@ impl Cpu {
 
     /// `y = store(W x)`, rounding `x` where the weights have few bits.
     fn product(&self, x: &Buffer, weight: &PackedMatrix, store: Store<'_>, y: &mut [f32]) {
+        self.product_of(x.values(), weight, store, y);
+    }
+
+    fn product_of(&self, x: &[f32], weight: &PackedMatrix, store: Store<'_>, y: &mut [f32]) {
         if !weight.packing().rounds_activations() {
-            let rows = FloatRows::adjacent(x.values(), weight.cols());
+            let rows = FloatRows::adjacent(x, weight.cols());
             return weight.multiply(self.on(), rows, store, y);
         }
         let mut rounded = self.0.memory.rounded();
-        rounded.set(self.0.kernels, x.values(), weight.cols());
+        rounded.set(self.0.kernels, x, weight.cols());
         weight.multiply_rounded(self.on(), &rounded, store, y);
     }
 }
@@ -182,7 +186,9 @@ impl Executor for Cpu {
     }
 
     fn search_bytes(&self, rows: usize, cols: usize) -> u64 {
-        Packing::Bf16.bytes_of(rows, cols) as u64
+        let rounds = BlockFormat::Q8_0.bytes_of(cols).is_some();
+        let packing = if rounds { Packing::Q8 } else { Packing::Bf16 };
+        packing.bytes_of(rows, cols) as u64
     }
 
     fn search_copy_bytes(&self) -> u64 {

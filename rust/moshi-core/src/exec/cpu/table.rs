@@ -2,13 +2,15 @@
 
 use std::sync::OnceLock;
 
-use moshi_kernels::packed::{FloatRows, PackedMatrix, Store};
+use moshi_kernels::packed::{PackedMatrix, Store};
 use moshi_kernels::scalar;
 
 use super::{Cpu, no_memory};
 use crate::error::Result;
-use crate::exec::{HostMatrix, HostValues, Storage};
+use crate::exec::{BlockFormat, HostMatrix, HostValues, Storage};
 
+/// What codebooks are searched in where they fit.
+const BLOCKS: BlockFormat = BlockFormat::Q8_0;
 /// Relative error of a sum of 256 products in f32, generously; more where there are more.
 const SUM_ERROR: f32 = 3e-5;
 /// Square root of the smallest square of a float, about.
@@ -20,8 +22,9 @@ pub struct Table {
     search: OnceLock<Search>,
 }
 
-/// The entries rounded to bf16, half the bytes to read. Their scores leave few candidates, among
-/// which the true entries decide: the result is that of a search in f32.
+/// The entries rounded to 8 bits, or bf16 where they are no whole blocks: a quarter or half of the
+/// bytes to read. Their scores leave few candidates, among which the true entries decide: the
+/// result is that of a search in f32.
 struct Search {
     rounded: PackedMatrix,
     half_squared_norms: Vec<f32>,
@@ -48,8 +51,7 @@ impl Table {
     pub(super) fn nearest(&self, exec: &Cpu, x: &[f32], codes: &mut [u32]) -> Result<()> {
         let search = self.search(exec)?;
         let mut scores = exec.buffer(codes.len(), self.matrix.rows);
-        let rows = FloatRows::adjacent(x, self.matrix.cols);
-        search.rounded.multiply(exec.on(), rows, Store::Set(None), scores.values_mut());
+        exec.product_of(x, &search.rounded, Store::Set(None), scores.values_mut());
         let rows = x.chunks_exact(self.matrix.cols);
         let scores = scores.values_mut().chunks_exact_mut(self.matrix.rows);
         for ((code, x), scores) in codes.iter_mut().zip(rows).zip(scores) {
@@ -76,7 +78,10 @@ impl Search {
     fn new(exec: &Cpu, codebook: &HostMatrix) -> Result<Self> {
         let (rows, cols) = (codebook.rows, codebook.cols);
         let entries = floats(codebook);
-        let stored = codebook.clone().store(Storage::Bf16).expect("any width fits bf16");
+        let stored = [Storage::Blocks(BLOCKS), Storage::Bf16]
+            .into_iter()
+            .find_map(|storage| codebook.clone().store(storage))
+            .expect("any width fits bf16");
         let rounded = PackedMatrix::pack_on(exec.packer(), rows, cols, stored.as_ref())
             .map_err(|e| no_memory(&e))?;
         let squared_norms = || entries.chunks_exact(cols).map(|row| scalar::dot(row, row));
@@ -93,11 +98,16 @@ impl Search {
         })
     }
 
-    /// By how much the score of a rounded entry may be wrong: entry, sum and difference are rounded.
+    /// By how much the score of a rounded entry may be wrong: entry, `x`, sum and difference are
+    /// rounded.
     fn error(&self, x: &[f32]) -> f32 {
         let sums = SUM_ERROR * (x.len() as f32 / 256.0).max(1.0);
         let length = scalar::dot(x, x).sqrt() + TINY;
-        length * (self.rounding + sums * self.longest) + f32::EPSILON * self.longest * self.longest
+        let rounds = self.rounded.packing().rounds_activations();
+        let rounding = if rounds { rounding_of(x) } else { 0.0 };
+        length * (self.rounding + sums * self.longest)
+            + rounding * (self.longest + self.rounding)
+            + f32::EPSILON * self.longest * self.longest
     }
 
     /// `scores` are the products of `x` with the rounded entries.
@@ -125,6 +135,14 @@ fn floats(codebook: &HostMatrix) -> &[f32] {
         unreachable!("codebooks are stored in f32");
     };
     values
+}
+
+/// Largest distance of `x` from what is made of it for weights of few bits: half a step of each block.
+fn rounding_of(x: &[f32]) -> f32 {
+    let width = BLOCKS.weights();
+    let block = |x: &[f32]| largest(x.iter().map(|value| value.abs())) / 127.0 * 0.51;
+    let squares = x.chunks(width).map(block).map(|step| width as f32 * step * step);
+    squares.sum::<f32>().sqrt() + TINY
 }
 
 fn largest(values: impl Iterator<Item = f32>) -> f32 {
@@ -156,11 +174,18 @@ mod tests {
 
     #[test]
     fn the_rounded_search_finds_what_a_search_in_f32_finds() {
+        // In 8 bits, and in bf16.
+        for cols in [64, 45] {
+            compare(cols);
+        }
+    }
+
+    fn compare(cols: usize) {
         let exec = Cpu::new(Some(1)).unwrap();
         let mut noise = Noise::new(5);
-        let (rows, cols, count) = (256, 32, 200);
+        let (rows, count) = (256, 200);
         let mut entries = noise.take(rows * cols);
-        // Many entries that bf16 cannot tell apart.
+        // Many entries that few bits cannot tell apart.
         for row in 1..64 {
             let (first, rest) = entries.split_at_mut(row * cols);
             for (value, other) in rest[..cols].iter_mut().zip(first) {
@@ -188,7 +213,7 @@ mod tests {
         let exec = Cpu::new(Some(1)).unwrap();
         let mut noise = Noise::new(8);
         let mut entries = noise.take(64 * 32);
-        // Rounded to bf16, it is infinite.
+        // Too large for either.
         entries[5 * 32] = f32::MAX;
         let table = Table::new(HostMatrix::floats(64, 32, entries));
         let near = table.entries()[9 * 32..10 * 32].to_vec();
