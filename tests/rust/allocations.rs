@@ -1,8 +1,9 @@
 //! A step in full flow asks the system for no memory: every kind of model, all slots, text
 //! included.
 //!
-//! One thread computes everything here, so that its count is that of the step. What other threads
-//! of a pool do beside it are the inner loops of products, which hold nothing.
+//! One thread computes everything here, so that its count is that of the step. Where several take
+//! groups of streams, every group has memory of its own, used again as here; `moshi-rs bench` counts
+//! what all threads ask for.
 
 use moshi_core::exec::{Cpu, KeyStorage};
 use moshi_core::lm::{LmOutput, LmSlot, NoHooks, Sampling, WeightType};

@@ -160,7 +160,7 @@ fn every_draw_has_its_own_number<E: Executor>(exec: &E) {
 /// A language-model stream with its own hooks and draws.
 struct Stream<E: Executor> {
     state: LmState<E>,
-    hooks: Box<dyn StepHooks>,
+    hooks: Box<dyn StepHooks + Send>,
     sampling: Sampling,
     seed: u64,
 }

@@ -8,6 +8,8 @@ use std::sync::{Mutex, PoisonError};
 
 use bumpalo::Bump;
 
+use crate::error::{Error, Result};
+
 /// Lists that live until the memory is used again.
 #[derive(Debug, Default)]
 pub struct Scratch(Bump);
@@ -27,6 +29,49 @@ impl Scratch {
         const { assert!(!std::mem::needs_drop::<T>(), "items are never dropped") }
         let mut items = items.into_iter();
         self.0.alloc_slice_fill_with(count, |_| items.next().expect("as many items as counted"))
+    }
+}
+
+/// Lists of a step whose streams are divided into groups: those of all, and those of every group.
+#[derive(Debug, Default)]
+pub(crate) struct GroupScratch {
+    all: Scratch,
+    groups: Vec<Scratch>,
+}
+
+impl GroupScratch {
+    /// Forgets all lists; gives the memory of all and that of each of `count` groups.
+    pub(crate) fn reset(&mut self, count: usize) -> (&Scratch, impl Iterator<Item = &mut Scratch>) {
+        let Self { all, groups } = self;
+        all.reset();
+        if groups.len() < count {
+            groups.resize_with(count, Scratch::default);
+        }
+        groups.iter_mut().for_each(Scratch::reset);
+        (all, groups.iter_mut())
+    }
+}
+
+/// Lengths of `groups` parts of `count` things, as equal as can be.
+pub(crate) fn lengths(count: usize, groups: usize) -> impl Iterator<Item = usize> {
+    (0..groups).map(move |group| count * (group + 1) / groups - count * group / groups)
+}
+
+/// The first of the errors of threads that work at the same time.
+#[derive(Debug, Default)]
+pub(crate) struct FirstError(Mutex<Option<Error>>);
+
+impl FirstError {
+    /// Keeps an error, if it is the first.
+    pub(crate) fn note(&self, result: Result<()>) {
+        if let Err(error) = result {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+    }
+
+    /// What was noted since the last call.
+    pub(crate) fn take(&self) -> Result<()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
     }
 }
 
@@ -82,6 +127,25 @@ mod tests {
             let few = scratch.list(2, [Some(7), None]);
             assert_eq!((many[0], many[999], few[1]), (round, round + 999, None));
         }
+    }
+
+    #[test]
+    fn groups_are_as_equal_as_can_be() {
+        assert!(lengths(7, 3).eq([2, 2, 3]));
+        assert!(lengths(2, 2).eq([1, 1]));
+        assert!((1..50).all(|count| lengths(count, 4).sum::<usize>() == count));
+    }
+
+    #[test]
+    fn the_first_error_is_told_once() {
+        let error = FirstError::default();
+        error.note(Ok(()));
+        assert!(error.take().is_ok());
+        for name in ["first", "second"] {
+            error.note(Err(Error::input("field", name)));
+        }
+        assert!(error.take().unwrap_err().to_string().contains("first"));
+        assert!(error.take().is_ok());
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub mod mapped_file;
 pub mod measure;
 pub mod packed;
 pub mod pool;
+mod rows;
 pub mod scalar;
 
 pub use huge_memory::HugeMemory;

@@ -287,7 +287,7 @@ impl Scenario {
         LmStreamOptions { guidance: Some(guidance), ..self.stream() }
     }
 
-    pub(crate) fn hooks(&self) -> Box<dyn StepHooks> {
+    pub(crate) fn hooks(&self) -> Box<dyn StepHooks + Send> {
         if self.id == Id::B { Box::new(MuxedText { call: 0 }) } else { Box::new(NoHooks) }
     }
 }
@@ -329,7 +329,7 @@ pub(crate) fn step<E: Executor>(
     state: &mut LmState<E>,
     call: usize,
     (sampling, seed): (&Sampling, u64),
-    hooks: &mut dyn StepHooks,
+    hooks: &mut (dyn StepHooks + Send),
 ) -> LmOutput {
     let user_tokens = user_tokens(call);
     let slot = LmSlot { state, user_tokens: &user_tokens, sampling, seed, hooks, trace: true };

@@ -187,7 +187,7 @@ fn step<E: Executor>(
     state: &mut LmState<E>,
     user_tokens: &[i64],
     (sampling, seed): (&Sampling, u64),
-    hooks: &mut dyn StepHooks,
+    hooks: &mut (dyn StepHooks + Send),
 ) -> Result<LmOutput> {
     let mut slots = [LmSlot { state, user_tokens, sampling, seed, hooks, trace: true }];
     Ok(lm.step(&mut slots)?.pop().expect("one output per slot"))

@@ -135,6 +135,15 @@ impl KeyStorage {
     }
 }
 
+/// Weights that a part of a step reads, and how often it uses them.
+#[derive(Clone, Copy, Debug)]
+pub struct Reuse {
+    /// Bytes of all of them.
+    pub bytes: u64,
+    /// Rows of activations of one stream that the average weight is multiplied with.
+    pub rows_per_stream: usize,
+}
+
 /// What a linear layer applies to its output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -208,6 +217,17 @@ pub trait Executor: Clone + Send + Sync + 'static {
     /// that a step reads.
     fn tune(&self, _weights: &[&Self::Weight]) -> Result<()> {
         Ok(())
+    }
+    /// Into how many groups to divide `streams` streams that have nothing but weights in common, for
+    /// [`Executor::each`]: 1 where operations on all of them at once use the device better.
+    fn groups(&self, _streams: usize, _weights: Reuse) -> usize {
+        1
+    }
+    /// Calls `work` with every item and an executor for it, at the same time where there are
+    /// threads: what `work` does takes one of them. At most as many items as
+    /// [`Executor::groups`] gave.
+    fn each<T: Send>(&self, items: &mut [T], work: impl Fn(&Self, &mut T) + Sync) {
+        items.iter_mut().for_each(|item| work(self, item));
     }
     /// Bytes that [`Executor::weight`] takes for a matrix in a storage.
     fn weight_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {

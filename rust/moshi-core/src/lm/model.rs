@@ -8,12 +8,13 @@ use super::embedding::Embedding;
 use super::files::LmFiles;
 use super::load::Loader;
 use super::precision::{Footprint, WeightType};
+use super::step::StepMemory;
 use crate::checkpoint::{Catalog, Expected, Fingerprint, PackedFile, SourceFile, layout};
 use crate::config::{GenerationConfig, LmConfig, ModelFiles, TEXT_END_TOKEN};
 use crate::error::Result;
-use crate::exec::{Executor, KeyStorage, Norm, Rotary};
+use crate::exec::{Executor, KeyStorage, Norm, Reuse, Rotary};
 use crate::nn::{Transformer, rms_norm_f32};
-use crate::scratch::{Scratch, Spare};
+use crate::scratch::Spare;
 
 /// How to load a language model.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +51,8 @@ pub struct LanguageModel<E: Executor> {
     dtype: WeightType,
     kv_dtype: KeyStorage,
     fingerprint: Fingerprint,
-    pub(super) scratch: Spare<Scratch>,
+    pub(super) weights: Reuse,
+    pub(super) memory: Spare<StepMemory<E>>,
 }
 
 impl<E: Executor> LanguageModel<E> {
@@ -84,7 +86,7 @@ impl<E: Executor> LanguageModel<E> {
     ) -> Result<Self> {
         let expected = layout::language_model(config, layout::gated_widths_of(catalog, config));
         catalog.check(&expected)?;
-        let Footprint { dtype, storages, .. } =
+        let Footprint { dtype, storages, bytes } =
             Footprint::new(exec, catalog, &expected, options.dtype);
         let kv_dtype = exec.key_storage(options.kv_dtype, dtype.keys())?;
         let shape = &config.temporal.shape;
@@ -136,7 +138,8 @@ impl<E: Executor> LanguageModel<E> {
             kv_dtype,
             fingerprint,
             config: config.clone(),
-            scratch: Spare::default(),
+            weights: Reuse { bytes, rows_per_stream: 1 },
+            memory: Spare::default(),
         };
         if let Some(packed) = packed {
             packed.finish();

@@ -9,7 +9,7 @@ use super::state::{Lane, LmState};
 use super::{UNGENERATED_TOKEN, ZERO_TOKEN};
 use crate::error::{Error, Result};
 use crate::exec::{Activation, AttentionPlan, Executor};
-use crate::scratch::Scratch;
+use crate::scratch::{FirstError, GroupScratch, Scratch, lengths};
 use crate::stages::{Stage, StageListener};
 
 /// Interventions of a caller in a step, in the order in which they happen.
@@ -48,7 +48,7 @@ pub struct LmSlot<'a, E: Executor> {
     /// Seed of the session.
     pub seed: u64,
     /// Interventions.
-    pub hooks: &'a mut dyn StepHooks,
+    pub hooks: &'a mut (dyn StepHooks + Send),
     /// Keep intermediate values.
     pub trace: bool,
 }
@@ -79,6 +79,27 @@ pub struct LmTrace {
     pub hidden: Vec<f32>,
     /// Logits `[codebook][branch][card]` of the depth transformer before guidance.
     pub depth_logits: Vec<Vec<Vec<f32>>>,
+}
+
+/// What a step needs beside the streams.
+pub(super) struct StepMemory<E: Executor> {
+    scratch: GroupScratch,
+    /// Normalised temporal output of every group, between the halves of a step.
+    hidden: Vec<Option<E::Buffer>>,
+}
+
+impl<E: Executor> Default for StepMemory<E> {
+    fn default() -> Self {
+        Self { scratch: GroupScratch::default(), hidden: Vec::new() }
+    }
+}
+
+/// Streams that are stepped together.
+struct Group<'a, 's, E: Executor> {
+    scratch: &'a mut Scratch,
+    slots: &'a mut [LmSlot<'s, E>],
+    outputs: &'a mut [LmOutput],
+    hidden: &'a mut Option<E::Buffer>,
 }
 
 impl<E: Executor> LanguageModel<E> {
@@ -114,18 +135,51 @@ impl<E: Executor> LanguageModel<E> {
         for slot in &*slots {
             self.check_user_tokens(slot.user_tokens)?;
         }
-        let mut scratch = self.scratch.take();
-        scratch.reset();
-        let scratch = &*scratch;
-        let most_logits = self.config.text_card_out.max(self.config.card);
-        let order = scratch.list(most_logits, std::iter::repeat(0));
-        let hidden = self.temporal_step(scratch, slots, outputs)?;
-        for (slot, output) in slots.iter_mut().zip(&mut *outputs) {
+        let groups = self.exec.groups(slots.len(), self.weights);
+        let mut memory = self.memory.take();
+        let StepMemory { scratch, hidden } = &mut *memory;
+        hidden.resize_with(groups.max(hidden.len()), || None);
+        let (list, scratches) = scratch.reset(groups);
+        let (mut slots, mut outputs) = (slots, &mut outputs[..]);
+        let each = lengths(slots.len(), groups).zip(scratches).zip(hidden);
+        let parts = each.map(|((count, scratch), hidden)| Group {
+            scratch,
+            slots: slots.split_off_mut(..count).expect("as many as there are"),
+            outputs: outputs.split_off_mut(..count).expect("as many"),
+            hidden,
+        });
+        let parts = list.list(groups, parts);
+        let error = FirstError::default();
+        self.exec.each(parts, |exec, group| error.note(self.think(exec, group)));
+        error.take()?;
+        listener.ended(Stage::Temporal);
+        self.exec.each(parts, |exec, group| error.note(self.speak(exec, group)));
+        error.take()?;
+        listener.ended(Stage::Depth);
+        Ok(())
+    }
+
+    /// The first half of a step: the temporal transformer and the text token.
+    fn think(&self, exec: &E, group: &mut Group<'_, '_, E>) -> Result<()> {
+        let Group { scratch, slots, outputs, hidden } = group;
+        let scratch = &**scratch;
+        let order = scratch.list(self.config.text_card_out, std::iter::repeat(0));
+        **hidden = Some(self.temporal_step((exec, scratch), slots, outputs)?);
+        for (slot, output) in slots.iter_mut().zip(outputs.iter_mut()) {
             output.text_token = self.draw_text(scratch, slot, &output.text_logits, order)?;
         }
-        listener.ended(Stage::Temporal);
-        self.depth_step(scratch, slots, &hidden, outputs, order)?;
-        for (slot, output) in slots.iter_mut().zip(&mut *outputs) {
+        Ok(())
+    }
+
+    /// The second half: the depth transformer, the audio tokens, and the frame that is complete.
+    fn speak(&self, exec: &E, group: &mut Group<'_, '_, E>) -> Result<()> {
+        let Group { scratch, slots, outputs, hidden } = group;
+        let scratch = &**scratch;
+        let order = scratch.list(self.config.card, std::iter::repeat(0));
+        if let Some(hidden) = hidden.take() {
+            self.depth_step((exec, scratch), slots, &hidden, outputs, order)?;
+        }
+        for (slot, output) in slots.iter_mut().zip(outputs.iter_mut()) {
             slot.hooks.audio_tokens(&mut output.audio_tokens);
             for &token in &output.audio_tokens {
                 check_token("forced audio", token, self.config.card as i64)?;
@@ -143,7 +197,6 @@ impl<E: Executor> LanguageModel<E> {
                 }
             }
         }
-        listener.ended(Stage::Depth);
         Ok(())
     }
 
@@ -185,25 +238,24 @@ impl<E: Executor> LanguageModel<E> {
     /// Temporal transformer, text head and extra heads.
     fn temporal_step(
         &self,
-        scratch: &Scratch,
+        (exec, scratch): (&E, &Scratch),
         slots: &mut [LmSlot<'_, E>],
         outputs: &mut [LmOutput],
     ) -> Result<E::Buffer> {
-        let exec = &self.exec;
         let rows = self.inputs(scratch, slots)?;
         let count = lanes_of(slots);
         let starts = slots
             .iter()
             .flat_map(|slot| std::iter::repeat_n(slot.state.offset(), slot.state.lanes.len()));
         let starts = scratch.list(count, starts);
-        let mut x = self.embed(scratch, rows)?;
+        let mut x = self.embed((exec, scratch), rows)?;
         let context = self.config.temporal.context as u64;
         let lowest = |p: u64| (p + 1).saturating_sub(context);
         let plan = AttentionPlan::new(scratch, starts, 1, Some(&self.rotary), lowest);
         let plan = exec.plan(plan)?;
         let lanes = slots.iter_mut().flat_map(|slot| slot.state.lanes.iter_mut());
         let lanes: &mut [&mut Lane<E>] = scratch.list(count, lanes);
-        self.add_sums(scratch, &mut x, lanes)?;
+        self.add_sums((exec, scratch), &mut x, lanes)?;
         self.temporal.forward(
             exec,
             &mut x,
@@ -240,13 +292,14 @@ impl<E: Executor> LanguageModel<E> {
                 row += slot.state.lanes.len();
             }
         }
-        self.trace(slots, rows, &hidden, outputs)?;
+        self.trace(exec, slots, rows, &hidden, outputs)?;
         Ok(hidden)
     }
 
     /// Begins the traces of the slots that want one.
     fn trace(
         &self,
+        exec: &E,
         slots: &[LmSlot<'_, E>],
         rows: &[i64],
         hidden: &E::Buffer,
@@ -258,7 +311,7 @@ impl<E: Executor> LanguageModel<E> {
         if !slots.iter().any(|slot| slot.trace) {
             return Ok(());
         }
-        let hidden = self.exec.values(hidden)?;
+        let hidden = exec.values(hidden)?;
         let mut row = 0;
         for (slot, output) in slots.iter().zip(outputs) {
             output.trace = slot.trace.then(|| LmTrace {
@@ -272,8 +325,7 @@ impl<E: Executor> LanguageModel<E> {
     }
 
     /// Sum of the embeddings of all streams, audio first; `rows` is `[lane, stream]`.
-    fn embed(&self, scratch: &Scratch, rows: &[i64]) -> Result<E::Buffer> {
-        let exec = &self.exec;
+    fn embed(&self, (exec, scratch): (&E, &Scratch), rows: &[i64]) -> Result<E::Buffer> {
         let text = self.text_embedding.plain();
         let audio = self.audio_embeddings.iter().filter_map(Embedding::plain);
         let count = self.config.num_codebooks + usize::from(text.is_some());
@@ -291,7 +343,12 @@ impl<E: Executor> LanguageModel<E> {
         Ok(x)
     }
 
-    fn add_sums(&self, scratch: &Scratch, x: &mut E::Buffer, lanes: &[&mut Lane<E>]) -> Result<()> {
+    fn add_sums(
+        &self,
+        (exec, scratch): (&E, &Scratch),
+        x: &mut E::Buffer,
+        lanes: &[&mut Lane<E>],
+    ) -> Result<()> {
         if lanes.iter().all(|lane| lane.sum.is_none()) {
             return Ok(());
         }
@@ -302,7 +359,7 @@ impl<E: Executor> LanguageModel<E> {
                 row.copy_from_slice(sum);
             }
         }
-        self.exec.add(x, &self.exec.upload(sums, dim)?)
+        exec.add(x, &exec.upload(sums, dim)?)
     }
 
     fn draw_text(
@@ -325,7 +382,7 @@ impl<E: Executor> LanguageModel<E> {
     /// Audio tokens of every slot.
     fn depth_step(
         &self,
-        scratch: &Scratch,
+        (exec, scratch): (&E, &Scratch),
         slots: &mut [LmSlot<'_, E>],
         hidden: &E::Buffer,
         outputs: &mut [LmOutput],
@@ -365,8 +422,8 @@ impl<E: Executor> LanguageModel<E> {
             let by_lane = scratch.list(count, by_lane);
             let lanes = slots.iter_mut().flat_map(|slot| slot.state.lanes.iter_mut());
             let lanes = scratch.list(count, lanes);
-            let logits = depth.step((&self.exec, scratch), k, hidden, by_lane, lanes)?;
-            let logits = self.exec.values(&logits)?;
+            let logits = depth.step((exec, scratch), k, hidden, by_lane, lanes)?;
+            let logits = exec.values(&logits)?;
             let mut row = 0;
             for (((slot, output), previous), &replaced) in
                 slots.iter_mut().zip(&mut *outputs).zip(&mut *previous).zip(&*replaced)

@@ -12,6 +12,7 @@ mod memory;
 mod model;
 mod quantizer;
 mod state;
+mod step;
 mod traffic;
 mod window;
 

@@ -5,13 +5,14 @@ use super::encoder::Encoder;
 use super::load::Loader;
 use super::quantizer::Quantizer;
 use super::state::{DecoderState, EncoderState};
+use super::traffic::MimiTraffic;
 use super::window::{Positions, Window};
 use crate::checkpoint::{Catalog, Fingerprint, SourceFile, TensorFile, layout};
 use crate::config::MimiConfig;
 use crate::error::{Error, Result, check_finite};
-use crate::exec::{Executor, KeyStorage, Rotary, RotaryStyle, Storage};
+use crate::exec::{Executor, KeyStorage, Reuse, Rotary, RotaryStyle, Storage};
 use crate::nn::Transformer;
-use crate::scratch::{Scratch, Spare, Taken};
+use crate::scratch::{GroupScratch, Scratch, Spare, Taken};
 
 /// Frames per call of the offline paths: amortises weight reads, bounds memory.
 const OFFLINE_CHUNK_FRAMES: usize = 8;
@@ -86,18 +87,21 @@ impl Default for MimiOptions {
 
 /// The codec: immutable weights, shared by all streams.
 pub struct Mimi<E: Executor> {
-    exec: E,
-    config: MimiConfig,
-    num_codebooks: usize,
+    pub(super) exec: E,
+    pub(super) config: MimiConfig,
+    pub(super) num_codebooks: usize,
     rotary: Rotary,
-    streaming_window: Window,
+    pub(super) streaming_window: Window,
     offline_window: Window,
     encoder: Option<Encoder<E>>,
     decoder: Option<Decoder<E>>,
-    quantizer: Quantizer<E>,
+    pub(super) quantizer: Quantizer<E>,
     keys: KeyStorage,
     fingerprint: Fingerprint,
+    /// Weights of the two directions.
+    pub(super) weights: [Reuse; 2],
     scratch: Spare<Scratch>,
+    pub(super) memory: Spare<GroupScratch>,
 }
 
 impl<E: Executor> Mimi<E> {
@@ -157,6 +161,8 @@ impl<E: Executor> Mimi<E> {
             catalog.path().display(),
             exec.name()
         );
+        let traffic = MimiTraffic::of(exec, &config, num_codebooks, options.mode);
+        let value_bytes = options.mode.storage().bytes_of(1, 1);
         Ok(Self {
             exec: exec.clone(),
             num_codebooks,
@@ -176,8 +182,13 @@ impl<E: Executor> Mimi<E> {
                     }
                 }],
             ),
+            weights: [traffic.encode, traffic.decode].map(|part| Reuse {
+                bytes: part.weight_bytes,
+                rows_per_stream: (part.multiplications * value_bytes / part.weight_bytes) as usize,
+            }),
             config,
             scratch: Spare::default(),
+            memory: Spare::default(),
         })
     }
 
@@ -237,95 +248,6 @@ impl<E: Executor> Mimi<E> {
         DecoderState::new(&self.exec, self.decoder()?.lane_shape(&self.config, 1).with(self.keys))
     }
 
-    /// Encodes one frame of every stream: `pcm` is `[stream, frame_samples]`, the result
-    /// `[stream, num_codebooks]`. Streams that are not passed stay as they are.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for a wrong length or samples that are not finite; nothing changes then.
-    pub fn encode_step(
-        &self,
-        streams: &mut [&mut EncoderState<E>],
-        pcm: &[f32],
-    ) -> Result<Vec<u32>> {
-        let mut codes = Vec::new();
-        self.encode_step_into(streams, pcm, &mut codes)?;
-        Ok(codes)
-    }
-
-    /// As [`Mimi::encode_step`], replacing the contents of `codes`: without allocation once it is
-    /// as long.
-    ///
-    /// # Errors
-    /// As [`Mimi::encode_step`].
-    pub fn encode_step_into(
-        &self,
-        streams: &mut [&mut EncoderState<E>],
-        pcm: &[f32],
-        codes: &mut Vec<u32>,
-    ) -> Result<()> {
-        codes.clear();
-        if streams.is_empty() {
-            return Ok(());
-        }
-        let scratch = &self.scratch();
-        let latent = self.latent_step(scratch, streams, pcm, 1, self.streaming_window)?;
-        self.codes_of(scratch, &latent, streams.len(), codes)
-    }
-
-    /// Decodes one frame of every stream: `codes` is `[stream, count]` with `count` codebooks per
-    /// stream, the result `[stream, frame_samples]`.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for a wrong number of codebooks or codes out of range; nothing changes
-    /// then.
-    pub fn decode_step(
-        &self,
-        streams: &mut [&mut DecoderState<E>],
-        codes: &[u32],
-    ) -> Result<Vec<f32>> {
-        let mut pcm = Vec::new();
-        self.decode_step_into(streams, codes, &mut pcm)?;
-        Ok(pcm)
-    }
-
-    /// As [`Mimi::decode_step`], replacing the contents of `pcm`: without allocation once it is as
-    /// long.
-    ///
-    /// # Errors
-    /// As [`Mimi::decode_step`].
-    pub fn decode_step_into(
-        &self,
-        streams: &mut [&mut DecoderState<E>],
-        codes: &[u32],
-        pcm: &mut Vec<f32>,
-    ) -> Result<()> {
-        pcm.clear();
-        if streams.is_empty() {
-            return Ok(());
-        }
-        let count = self.check_codes(codes, streams.len())?;
-        let scratch = &self.scratch();
-        let latent = self.quantizer.decode((&self.exec, scratch), codes, count)?;
-        self.pcm_step(scratch, streams, &latent, 1, self.streaming_window, pcm)
-    }
-
-    /// Decodes one frame of latents (`[stream, dimension]`) of every stream.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for a wrong length or values that are not finite.
-    pub fn decode_latent_step(
-        &self,
-        streams: &mut [&mut DecoderState<E>],
-        latent: &[f32],
-    ) -> Result<Vec<f32>> {
-        self.check_latent(latent, streams.len())?;
-        let latent = self.exec.upload(latent, self.config.dimension())?;
-        let mut pcm = Vec::new();
-        let scratch = &self.scratch();
-        self.pcm_step(scratch, streams, &latent, 1, self.streaming_window, &mut pcm)?;
-        Ok(pcm)
-    }
-
     /// Encodes a whole recording: zero-padded to whole frames, `[frame, num_codebooks]`.
     ///
     /// # Errors
@@ -333,7 +255,9 @@ impl<E: Executor> Mimi<E> {
     pub fn encode(&self, pcm: &[f32]) -> Result<Vec<u32>> {
         let mut codes = Vec::new();
         self.latents(pcm, |scratch, latent, frames| {
-            self.codes_of(scratch, latent, frames, &mut codes)
+            let done = codes.len();
+            codes.resize(done + frames * self.num_codebooks, 0);
+            self.codes_of((&self.exec, scratch), latent, &mut codes[done..])
         })?;
         Ok(codes)
     }
@@ -362,7 +286,8 @@ impl<E: Executor> Mimi<E> {
         let mut codes = Vec::new();
         if frames > 0 {
             let latent = self.exec.upload(latents, self.config.dimension())?;
-            self.codes_of(&self.scratch(), &latent, frames, &mut codes)?;
+            codes.resize(frames * self.num_codebooks, 0);
+            self.codes_of((&self.exec, &self.scratch()), &latent, &mut codes)?;
         }
         Ok(codes)
     }
@@ -404,8 +329,10 @@ impl<E: Executor> Mimi<E> {
         for chunk in latents.chunks(dim * OFFLINE_CHUNK_FRAMES) {
             let latent = self.exec.upload(chunk, dim)?;
             let (frames, window) = (chunk.len() / dim, self.offline_window);
-            let streams = &mut [&mut state];
-            self.pcm_step(&self.scratch(), streams, &latent, frames, window, &mut pcm)?;
+            let (done, streams) = (pcm.len(), &mut [&mut state]);
+            pcm.resize(done + frames * self.config.frame_samples, 0.0);
+            let on = (&self.exec, &*self.scratch());
+            self.pcm_step(on, streams, &latent, frames, window, &mut pcm[done..])?;
         }
         Ok(pcm)
     }
@@ -426,89 +353,37 @@ impl<E: Executor> Mimi<E> {
             let mut chunk = chunk.to_vec();
             chunk.resize(frames * frame, 0.0);
             let (scratch, streams) = (&self.scratch(), &mut [&mut state]);
-            let latent = self.latent_step(scratch, streams, &chunk, frames, self.offline_window)?;
+            let (on, window) = ((&self.exec, &**scratch), self.offline_window);
+            let latent = self.latent_step(on, streams, &chunk, frames, window)?;
             each(scratch, &latent, frames)?;
         }
         Ok(())
     }
 
-    /// Appends the codes of `frames` latents.
-    fn codes_of(
-        &self,
-        scratch: &Scratch,
-        latent: &E::Buffer,
-        frames: usize,
-        codes: &mut Vec<u32>,
-    ) -> Result<()> {
-        let done = codes.len();
-        codes.resize(done + frames * self.num_codebooks, 0);
-        let (exec, count) = (&self.exec, self.num_codebooks);
-        self.quantizer.encode((exec, scratch), latent, count, &mut codes[done..])
-    }
-
-    fn latent_step(
-        &self,
-        scratch: &Scratch,
-        streams: &mut [&mut EncoderState<E>],
-        pcm: &[f32],
-        frames: usize,
-        window: Window,
-    ) -> Result<E::Buffer> {
-        let encoder = self.encoder()?;
-        let expected = streams.len() * frames * self.config.frame_samples;
-        if pcm.len() != expected {
-            let reason = format!(
-                "{} samples for {} streams; a frame has exactly {} samples",
-                pcm.len(),
-                streams.len(),
-                self.config.frame_samples
-            );
-            return Err(Error::input("pcm", reason));
-        }
-        check_finite("pcm", pcm)?;
-        encoder.forward(&self.exec, pcm, streams, frames, &self.positions(scratch, window))
-    }
-
-    /// Appends the samples of `frames` latents.
-    fn pcm_step(
-        &self,
-        scratch: &Scratch,
-        streams: &mut [&mut DecoderState<E>],
-        latent: &E::Buffer,
-        frames: usize,
-        window: Window,
-        pcm: &mut Vec<f32>,
-    ) -> Result<()> {
-        let positions = self.positions(scratch, window);
-        let buffer = self.decoder()?.forward(&self.exec, latent, frames, streams, &positions)?;
-        pcm.extend_from_slice(&self.exec.values(&buffer)?);
-        Ok(())
-    }
-
-    fn scratch(&self) -> Taken<'_, Scratch> {
+    pub(super) fn scratch(&self) -> Taken<'_, Scratch> {
         let mut scratch = self.scratch.take();
         scratch.reset();
         scratch
     }
 
-    fn positions<'a>(&'a self, scratch: &'a Scratch, window: Window) -> Positions<'a> {
+    pub(super) fn positions<'a>(&'a self, scratch: &'a Scratch, window: Window) -> Positions<'a> {
         let per_frame = self.config.positions_per_frame;
         Positions { window, rotary: &self.rotary, scratch, per_frame }
     }
 
-    fn encoder(&self) -> Result<&Encoder<E>> {
+    pub(super) fn encoder(&self) -> Result<&Encoder<E>> {
         self.encoder.as_ref().ok_or_else(|| Error::Session {
             reason: "this codec was loaded without its encoder".into(),
         })
     }
 
-    fn decoder(&self) -> Result<&Decoder<E>> {
+    pub(super) fn decoder(&self) -> Result<&Decoder<E>> {
         self.decoder.as_ref().ok_or_else(|| Error::Session {
             reason: "this codec was loaded without its decoder".into(),
         })
     }
 
-    fn check_codes(&self, codes: &[u32], rows: usize) -> Result<usize> {
+    pub(super) fn check_codes(&self, codes: &[u32], rows: usize) -> Result<usize> {
         let count = codes.len() / rows;
         if codes.len() != count * rows || !(1..=self.num_codebooks).contains(&count) {
             let reason = format!(
@@ -533,7 +408,7 @@ impl<E: Executor> Mimi<E> {
         }
     }
 
-    fn check_latent(&self, latent: &[f32], rows: usize) -> Result<()> {
+    pub(super) fn check_latent(&self, latent: &[f32], rows: usize) -> Result<()> {
         let dim = self.config.dimension();
         if latent.len() != rows * dim {
             let reason = format!("{} values are no multiple of {dim}", latent.len());

@@ -8,10 +8,10 @@
 )]
 
 use super::products::FloatRows;
-use super::rows::Rows;
 use super::{Kernels, split};
 use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::rows::Rows;
 use crate::scalar::{LANES, sum_lanes};
 
 impl Kernels {

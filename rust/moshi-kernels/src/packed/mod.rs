@@ -41,7 +41,6 @@ mod outputs;
 mod pack;
 mod products;
 mod ring;
-mod rows;
 #[cfg(test)]
 mod tests;
 
@@ -55,12 +54,12 @@ pub use ring::{PackedRing, RingFormat};
 use crate::arena::{Arena, Piece};
 use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::rows::Rows;
 use crate::scalar::{BlockFormat, MatrixRef};
 use outputs::Outputs;
 use pack::pack_row;
 pub use products::FloatRows;
 use products::{BLOCK, K_BLOCKS, Lane16, Lane32, PANEL, Tile4, Tile4Affine, Tile4K, Tile8};
-use rows::Rows;
 
 /// How a packed matrix stores its weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

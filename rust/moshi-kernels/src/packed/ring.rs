@@ -11,11 +11,11 @@ use std::ops::Range;
 use half::bf16;
 
 use super::products::{Lane8, Lane16, Lane32, PANEL, part, widened};
-use super::rows::Rows;
 use super::{Kernels, split};
 use crate::huge_memory::{HUGE_PAGE_BYTES, HugeMemory};
 use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::rows::Rows;
 use crate::scalar::{EightBits, Heads};
 
 use super::products;

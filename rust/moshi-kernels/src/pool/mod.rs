@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 use watch::Watch;
 
+use crate::rows::Rows;
+
 /// A number of threads, the caller among them.
 pub struct Pool {
     shared: Arc<Shared>,
@@ -146,6 +148,23 @@ impl Pool {
                 self.limit(threads);
             }
         }
+    }
+
+    /// Calls `work` once with every item and its number, on any threads, and returns when all calls
+    /// have ended.
+    ///
+    /// # Panics
+    /// If a call panics.
+    pub fn each<T: Send>(&self, items: &mut [T], work: &(dyn Fn(usize, &mut T) + Sync)) {
+        if let [item] = items {
+            // Its own operations may take all threads.
+            return work(0, item);
+        }
+        let rows = Rows::new(items, 1);
+        self.run(rows.count(), &|number| {
+            // SAFETY: every number is one part of the operation.
+            work(number, unsafe { &mut rows.row(number)[0] });
+        });
     }
 
     /// Runs an operation on all threads that take part. Returns how long the caller waited for
@@ -333,6 +352,19 @@ mod tests {
         for _ in 0..4 {
             work(&pool, 50);
             std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn every_item_is_changed_once_and_may_use_the_pool() {
+        let pool = Pool::new(3);
+        for count in [0, 1, 2, 40] {
+            let mut items: Vec<usize> = vec![0; count];
+            pool.each(&mut items, &|number, item| {
+                pool.run(3, &|_| {});
+                *item += 1 + number;
+            });
+            assert!(items.into_iter().eq(1..=count));
         }
     }
 

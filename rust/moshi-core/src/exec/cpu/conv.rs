@@ -98,7 +98,7 @@ impl Cpu {
         match &conv.weight {
             Weight::Single(weight) => {
                 let bias = conv.bias.as_ref().map_or(0.0, |bias| bias[0]);
-                self.0.kernels.dots(&self.0.pool, windows, weight, bias, y.values_mut());
+                self.shared.kernels.dots(&self.shared.pool, windows, weight, bias, y.values_mut());
             }
             Weight::Mixed(weight) => {
                 let store = Store::Set(conv.bias.as_deref());
@@ -114,9 +114,9 @@ impl Cpu {
         }
         match epilogue {
             Epilogue::None => {}
-            Epilogue::Elu => self.0.kernels.elu(&self.0.pool, y.values_mut()),
+            Epilogue::Elu => self.shared.kernels.elu(&self.shared.pool, y.values_mut()),
             Epilogue::AddElu(residual) => {
-                self.0.kernels.add_elu(&self.0.pool, y.values_mut(), residual.values());
+                self.shared.kernels.add_elu(&self.shared.pool, y.values_mut(), residual.values());
             }
         }
         y

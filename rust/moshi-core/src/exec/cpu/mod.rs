@@ -5,6 +5,7 @@
 //! activations. Memory of activations is used again from step to step.
 
 mod conv;
+mod groups;
 mod memory;
 mod table;
 mod tuning;
@@ -27,14 +28,19 @@ use self::memory::{Buffer, Memory};
 use self::table::Table;
 use super::tail::Tail;
 use super::{
-    Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, KeyStorage, Norm,
+    Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, KeyStorage, Norm, Reuse,
     RotaryStyle, Storage,
 };
 use crate::error::{Error, Result};
 
 /// Executor over packed weights.
 #[derive(Clone)]
-pub struct Cpu(Arc<Shared>);
+pub struct Cpu {
+    shared: Arc<Shared>,
+    /// Of [`Executor::each`], every item has its own: so what a step takes does not depend on which
+    /// of them meet.
+    memory: Arc<Memory>,
+}
 
 struct Shared {
     kernels: Kernels,
@@ -42,7 +48,8 @@ struct Shared {
     /// The number of threads is to be measured.
     tunes: bool,
     arena: Arena,
-    memory: Arc<Memory>,
+    /// Of the items of [`Executor::each`].
+    memories: Vec<Arc<Memory>>,
 }
 
 impl Cpu {
@@ -60,32 +67,34 @@ impl Cpu {
     /// As [`Cpu::new`] with a given instruction set; `None` when this processor lacks it.
     pub fn with(isa: Isa, threads: Option<usize>) -> Option<Self> {
         let available = available_threads();
-        Some(Self(Arc::new(Shared {
+        let pool = Pool::new(threads.map_or(available, |n| n.min(available.max(MOST_ASKED))));
+        let shared = Shared {
             kernels: Kernels::new(isa)?,
-            pool: Pool::new(threads.map_or(available, |n| n.min(available.max(MOST_ASKED)))),
+            memories: (0..groups::most(pool.capacity())).map(|_| Arc::default()).collect(),
+            pool,
             tunes: threads.is_none(),
             arena: Arena::default(),
-            memory: Arc::default(),
-        })))
+        };
+        Some(Self { shared: Arc::new(shared), memory: Arc::default() })
     }
 
     /// Instruction set in use.
     pub fn isa(&self) -> Isa {
-        self.0.kernels.isa()
+        self.shared.kernels.isa()
     }
 
     /// Memory and threads to pack with.
     fn packer(&self) -> (&Arena, &Pool) {
-        (&self.0.arena, &self.0.pool)
+        (&self.shared.arena, &self.shared.pool)
     }
 
     fn on(&self) -> (Kernels, &Pool) {
-        (self.0.kernels, &self.0.pool)
+        (self.shared.kernels, &self.shared.pool)
     }
 
     /// A buffer of any values.
     fn buffer(&self, rows: usize, width: usize) -> Buffer {
-        self.0.memory.buffer(rows, width)
+        self.memory.buffer(rows, width)
     }
 
     /// `y` after an activation.
@@ -93,13 +102,13 @@ impl Cpu {
         match activation {
             Activation::Identity => y,
             Activation::Gelu => {
-                self.0.kernels.gelu(y.values_mut());
+                self.shared.kernels.gelu(y.values_mut());
                 y
             }
             Activation::SiluGate => {
                 let width = y.width() / 2;
                 let mut gated = self.buffer(y.rows(), width);
-                self.0.kernels.silu_gate(y.values(), width, gated.values_mut());
+                self.shared.kernels.silu_gate(y.values(), width, gated.values_mut());
                 gated
             }
         }
@@ -115,8 +124,8 @@ impl Cpu {
             let rows = FloatRows::adjacent(x, weight.cols());
             return weight.multiply(self.on(), rows, store, y);
         }
-        let mut rounded = self.0.memory.rounded();
-        rounded.set(self.0.kernels, x, weight.cols());
+        let mut rounded = self.memory.rounded();
+        rounded.set(self.shared.kernels, x, weight.cols());
         weight.multiply_rounded(self.on(), &rounded, store, y);
     }
 }
@@ -167,14 +176,28 @@ impl Executor for Cpu {
     }
 
     fn threads(&self) -> usize {
-        self.0.pool.threads()
+        self.shared.pool.threads()
     }
 
     fn tune(&self, weights: &[&PackedMatrix]) -> Result<()> {
-        if self.0.tunes && self.0.pool.capacity() > 1 {
+        if self.shared.tunes && self.shared.pool.capacity() > 1 {
             tuning::tune(self, weights);
         }
         Ok(())
+    }
+
+    fn groups(&self, streams: usize, weights: Reuse) -> usize {
+        groups::of(streams, weights, self.threads())
+    }
+
+    fn each<T: Send>(&self, items: &mut [T], work: impl Fn(&Self, &mut T) + Sync) {
+        if let [item] = items {
+            return work(self, item);
+        }
+        self.shared.pool.each(items, &|number, item| {
+            let memory = Arc::clone(&self.shared.memories[number]);
+            work(&Self { shared: Arc::clone(&self.shared), memory }, item);
+        });
     }
 
     fn weight_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {
@@ -331,7 +354,7 @@ impl Executor for Cpu {
 
     fn norm(&self, x: &Buffer, norm: &Norm<Self>) -> Result<Buffer> {
         let mut y = self.buffer(x.rows(), x.width());
-        let kernels = self.0.kernels;
+        let kernels = self.shared.kernels;
         match norm {
             Norm::Rms { alpha, eps } => {
                 kernels.rms_norm(x.values(), alpha, *eps, y.values_mut());
@@ -358,8 +381,8 @@ impl Executor for Cpu {
     ) -> Result<Buffer> {
         match norm {
             Norm::Rms { alpha, eps } if weight.packing().rounds_activations() => {
-                let mut rounded = self.0.memory.rounded();
-                rounded.set_normed(self.0.kernels, x.values(), alpha, *eps);
+                let mut rounded = self.memory.rounded();
+                rounded.set_normed(self.shared.kernels, x.values(), alpha, *eps);
                 let mut y = self.buffer(x.rows(), weight.rows());
                 weight.multiply_rounded(self.on(), &rounded, Store::Set(None), y.values_mut());
                 Ok(self.activated(y, activation))
@@ -468,7 +491,7 @@ impl Executor for Cpu {
     fn elu(&self, x: &Buffer) -> Result<Buffer> {
         let mut y = self.buffer(x.rows(), x.width());
         y.values_mut().copy_from_slice(x.values());
-        self.0.kernels.elu(&self.0.pool, y.values_mut());
+        self.shared.kernels.elu(&self.shared.pool, y.values_mut());
         Ok(y)
     }
 

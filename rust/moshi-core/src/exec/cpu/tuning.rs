@@ -1,13 +1,15 @@
 //! How many threads a step takes: as many as help to read its weights.
 //!
 //! Memory is read no faster by many threads than by some, and threads that do not help take the
-//! processor from others.
+//! processor from others. Weights that stay in the caches are not measured: every thread takes
+//! streams of its own.
 
 use std::time::{Duration, Instant};
 
 use moshi_kernels::packed::{PackedMatrix, Store};
 
 use super::Cpu;
+use super::groups::CACHED_BYTES;
 
 /// More than the caches of most processors; the largest weights up to this are measured with.
 const SAMPLE_BYTES: usize = 128 << 20;
@@ -18,6 +20,12 @@ const LEAST_GAIN: f64 = 3.0;
 
 /// Measures with the largest of these weights and sets the number of threads.
 pub(super) fn tune(exec: &Cpu, weights: &[&PackedMatrix]) {
+    let pool = &exec.shared.pool;
+    let all: usize = weights.iter().map(|weight| weight.bytes()).sum();
+    if all as u64 <= CACHED_BYTES {
+        // Streams share none of the work on them.
+        return pool.set_watched_threads(pool.capacity());
+    }
     let mut largest = weights.to_vec();
     largest.sort_by_key(|weight| std::cmp::Reverse(weight.bytes()));
     let mut bytes = 0;
@@ -27,7 +35,6 @@ pub(super) fn tune(exec: &Cpu, weights: &[&PackedMatrix]) {
         wanted
     });
     let sample: usize = largest.iter().map(|weight| weight.bytes()).sum();
-    let pool = &exec.0.pool;
     let counts: Vec<usize> = counts(pool.capacity()).collect();
     let mut times = vec![Duration::MAX; counts.len()];
     for _ in 0..TURNS {
