@@ -81,7 +81,8 @@ fn half_the_memory_is_announced() {
         [exact, fast].map(|options| MimiMemory::of(&Cpu::new(Some(1)).unwrap(), &config, &options));
     assert!(fast.weight_bytes * 10 < exact.weight_bytes * 6, "{fast:?} of {exact:?}");
     let plain = MimiMemory::of(&Scalar, &config, &MimiOptions::default());
-    let copies = 8 * 2048 * 256 * 2;
+    // 8 bits, and a scale of 16 for every 32 values.
+    let copies = 8 * 2048 * 256 / 32 * 34;
     assert_eq!(exact.weight_bytes, plain.weight_bytes + copies, "codebooks to search in");
     assert_eq!(2 * fast.stream_bytes, exact.stream_bytes);
 }

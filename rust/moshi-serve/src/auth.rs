@@ -41,6 +41,7 @@ pub(crate) struct Auth {
     tickets: Mutex<HashMap<TokenHash, Ticket>>,
 }
 
+#[derive(Debug, Clone, PartialEq)]
 struct Ticket {
     until: Instant,
     promise: Option<Promise>,
@@ -51,10 +52,24 @@ struct Ticket {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Promise(pub(crate) String);
 
-/// A request that may come in, with what its ticket promises.
+/// A request that may come in, with the ticket that it used up, if it came with one.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Admission {
-    pub(crate) promise: Option<Promise>,
+    pub(crate) ticket: Option<UsedTicket>,
+}
+
+/// A ticket that cannot be used any more.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct UsedTicket {
+    hash: TokenHash,
+    ticket: Ticket,
+}
+
+impl UsedTicket {
+    /// What it promised.
+    pub(crate) fn promise(&self) -> Option<&Promise> {
+        self.ticket.promise.as_ref()
+    }
 }
 
 impl Auth {
@@ -73,7 +88,13 @@ impl Auth {
     pub(crate) fn admit(&self, headers: &HeaderMap, uri: &Uri, now: Instant) -> Option<Admission> {
         let ticket = self.use_ticket(headers, now);
         let admitted = !self.is_required() || ticket.is_some() || self.has_key(headers, uri);
-        admitted.then(|| Admission { promise: ticket.and_then(|ticket| ticket.promise) })
+        admitted.then_some(Admission { ticket })
+    }
+
+    /// Makes a ticket good again that opened nothing.
+    pub(crate) fn give_back(&self, used: UsedTicket) {
+        let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        tickets.insert(used.hash, used.ticket);
     }
 
     /// True for a request with a key: what a ticket alone does not open.
@@ -127,7 +148,7 @@ impl Auth {
         Some(ticket)
     }
 
-    fn use_ticket(&self, headers: &HeaderMap, now: Instant) -> Option<Ticket> {
+    fn use_ticket(&self, headers: &HeaderMap, now: Instant) -> Option<UsedTicket> {
         let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
         let ephemeral = protocols(headers)
             .filter_map(|offer| offer.strip_prefix(KEY_PROTOCOL))
@@ -136,7 +157,11 @@ impl Auth {
         protocols(headers)
             .filter_map(|offer| offer.strip_prefix(TICKET_PROTOCOL))
             .chain(ephemeral)
-            .find_map(|text| tickets.remove(&Token::hash_of(text)).filter(|t| t.until > now))
+            .map(Token::hash_of)
+            .find_map(|hash| {
+                let ticket = tickets.remove(&hash).filter(|ticket| ticket.until > now)?;
+                Some(UsedTicket { hash, ticket })
+            })
     }
 }
 
@@ -267,7 +292,11 @@ mod tests {
         };
         let ticket = auth.issue_ticket(now).unwrap();
         assert!(!auth.has_key(&with(&ticket), &uri));
-        assert_eq!(auth.admit(&with(&ticket), &uri, now), Some(Admission { promise: None }));
+        let used = auth.admit(&with(&ticket), &uri, now).unwrap().ticket.unwrap();
+        assert_eq!(used.promise(), None);
+        assert_eq!(auth.admit(&with(&ticket), &uri, now), None);
+        auth.give_back(used);
+        assert!(auth.admit(&with(&ticket), &uri, now).is_some(), "it opened nothing");
         assert_eq!(auth.admit(&with(&ticket), &uri, now), None);
         let ticket = auth.issue_ticket(now).unwrap();
         assert_eq!(auth.admit(&with(&ticket), &uri, now + TICKET_LIFE), None);
@@ -314,9 +343,10 @@ mod tests {
             assert_eq!(tickets.len(), 16, "of a megabyte each");
             assert!(issue(None).is_some());
             let with = headers(&[("authorization", &format!("Bearer ek_{}", tickets[3]))]);
-            assert_eq!(auth.admit(&with, &uri, now).unwrap().promise, Some(promise.clone()));
+            let used = auth.admit(&with, &uri, now).unwrap().ticket.unwrap();
+            assert_eq!(used.promise(), Some(&promise));
             let again = auth.admit(&with, &uri, now);
-            assert!(again.is_none_or(|admission| admission.promise.is_none()));
+            assert!(again.is_none_or(|admission| admission.ticket.is_none()));
             assert!(issue(Some(promise)).is_some(), "used ones make room");
         }
     }

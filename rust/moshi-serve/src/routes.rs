@@ -98,11 +98,11 @@ async fn origins(State(app): State<Arc<App>>, request: Request, next: Next) -> R
 
 async fn keys(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response<Body> {
     let admission = app.auth.admit(request.headers(), request.uri(), Instant::now());
-    let Some(Admission { promise }) = admission else {
+    let Some(Admission { ticket }) = admission else {
         return app.unauthorised();
     };
-    if let Some(promise) = promise {
-        request.extensions_mut().insert(promise);
+    if let Some(ticket) = ticket {
+        request.extensions_mut().insert(ticket);
     }
     next.run(request).await
 }

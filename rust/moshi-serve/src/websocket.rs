@@ -169,9 +169,11 @@ impl Socket {
         self.say_goodbye(code, reason).await;
     }
 
-    /// Answers a goodbye that came before there was a conversation. Nothing is to be sent after it.
+    /// Sends the answer to a goodbye that was received. Nothing is to be sent after it.
     pub(crate) async fn answer_goodbye(&mut self) {
-        self.say_goodbye(1000, "").await;
+        // The protocol's own answer waits to be sent, and says the peer's code.
+        let farewell = async { while let Some(Ok(_)) = self.stream.next().await {} };
+        let _ = timeout(FAREWELL, farewell).await;
     }
 
     /// As [`Socket::close`], for one that is borrowed: nothing is to be sent after it.
@@ -204,6 +206,13 @@ impl Socket {
     }
 }
 
+/// True for a request that wants to become a WebSocket.
+pub(crate) fn asks_for_upgrade(headers: &HeaderMap) -> bool {
+    has_token(headers, &CONNECTION, "upgrade")
+        && has_token(headers, &UPGRADE, "websocket")
+        && headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13")
+}
+
 /// Answers a request for a WebSocket, and runs `serve` on it. `protocol` is the sub-protocol to
 /// agree on, if the client offers it.
 pub(crate) fn upgrade<F, S>(
@@ -217,9 +226,7 @@ where
     S: Future<Output = ()> + Send + 'static,
 {
     let headers = request.headers();
-    let asks = has_token(headers, &CONNECTION, "upgrade")
-        && has_token(headers, &UPGRADE, "websocket")
-        && headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13");
+    let asks = asks_for_upgrade(headers);
     let is_key = |key: &&HeaderValue| STANDARD.decode(key).is_ok_and(|key| key.len() == KEY_BYTES);
     let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| asks).filter(is_key);
     let Some(accept) = key.map(|key| derive_accept_key(key.as_bytes())) else {

@@ -251,7 +251,7 @@ fn step<B: Backend>(
     live: &mut BTreeMap<SlotId, Live<B::Stream>>,
     batch: Vec<Ready<Vec<f32>>>,
 ) -> moshi_core::Result<()> {
-    // A slot may have frames before its conversation is open, or after it ended.
+    // A slot may have frames after its conversation ended.
     let mut batch: Vec<Ready<Vec<f32>>> =
         batch.into_iter().filter(|ready| live.contains_key(&ready.slot)).collect();
     batch.sort_by_key(|ready| ready.slot);

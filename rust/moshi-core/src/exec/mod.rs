@@ -239,8 +239,8 @@ pub trait Executor: Clone + Send + Sync + 'static {
     fn search_bytes(&self, rows: usize, cols: usize) -> u64 {
         Storage::F32.bytes_of(rows, cols)
     }
-    /// Bytes that it keeps for that of every value, beside the table, at most.
-    fn search_copy_bytes(&self) -> u64 {
+    /// Bytes that it keeps for that beside the table.
+    fn search_copy_bytes(&self, _rows: usize, _cols: usize) -> u64 {
         0
     }
     /// How this executor stores keys and values of a model that is asked for `wanted`, or for

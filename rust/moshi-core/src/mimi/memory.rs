@@ -38,8 +38,8 @@ impl MimiMemory {
             let is_codebook = tensor.name.ends_with("embedding_sum");
             let halved = options.mode == MimiMode::Fast && shape.len() > 1 && !is_codebook;
             let searched = is_codebook && options.parts != MimiParts::Decoder;
-            let copy = if searched { exec.search_copy_bytes() } else { 0 };
-            bytes_of(if halved { 2 } else { 4 + copy }, shape)
+            let copy = if searched { exec.search_copy_bytes(shape[0], shape[1]) } else { 0 };
+            bytes_of(if halved { 2 } else { 4 }, shape).saturating_add(copy)
         });
         let sides = if options.parts == MimiParts::Both { 2 } else { 1 };
         let window = options.window.unwrap_or(config.context);

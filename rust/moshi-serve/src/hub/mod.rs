@@ -214,10 +214,11 @@ impl Hub {
         self.shared.changed(state);
     }
 
-    /// What a new conversation would be refused with now, counted as a refusal.
-    pub(crate) fn refuses(&self) -> Option<OpenError> {
-        let refusal = self.shared.lock().scheduler.refuses()?;
-        let error = self.refused(refusal);
+    /// What a new conversation would be refused with now, `draining` if that is given; counted as a
+    /// refusal.
+    pub(crate) fn refuses(&self, draining: Option<OpenError>) -> Option<OpenError> {
+        let full = || self.shared.lock().scheduler.refuses();
+        let error = draining.or_else(|| full().map(|refusal| self.refused(refusal)))?;
         self.metrics().rejected.get_or_create(&label("reason", error.name())).inc();
         Some(error)
     }
@@ -260,7 +261,9 @@ impl Hub {
     }
 
     fn start(&self, slot: SlotId, request: &SessionRequest, blob: Option<Vec<u8>>) -> Opening {
-        let token = Token::new();
+        // Whoever resumes may be gone before they hear of another token.
+        let known = request.resume.as_deref().filter(|_| blob.is_some());
+        let token = known.map_or_else(Token::new, Token::from);
         let (events, receiver) = mpsc::channel(OUTPUT_FRAMES);
         let (reply, settings) = oneshot::channel();
         let mut state = self.shared.lock();

@@ -130,9 +130,11 @@ impl Session<'_> {
     async fn create_item(&mut self, event: &Value) -> Sent {
         let mut item = event["item"].clone();
         if !item["type"].as_str().is_some_and(|kind| ITEM_TYPES.contains(&kind)) {
-            let text = "an item of a type that conversations have, as message";
+            let text = format!("item.type must be one of {}", ITEM_TYPES.join(", "));
+            let missing = item["type"].is_null();
+            let code = if missing { "missing_required_parameter" } else { "invalid_value" };
             let cause = event.get("event_id");
-            return self.error(BAD_REQUEST, "invalid_value", Some("item.type"), text, cause).await;
+            return self.error(BAD_REQUEST, code, Some("item.type"), &text, cause).await;
         }
         if item["id"].as_str().is_none_or(|id| id.is_empty() || id.len() > MAX_ID_BYTES) {
             item["id"] = id("item").into();

@@ -16,10 +16,10 @@ use super::events::id;
 use super::fixture::Fixture;
 use super::pace::Pace;
 use super::{
-    Gone, MAX_BACKLOG_FRAMES, TICK, leave, length, max_message_bytes, refuse_now, session_request,
-    too_large,
+    Gone, MAX_BACKLOG_FRAMES, TICK, leave, length, max_message_bytes, refuse_now, refused,
+    session_request, too_large,
 };
-use crate::hub::{End, OpenError, OutputFrame, SessionHandle};
+use crate::hub::{End, OutputFrame, SessionHandle};
 use crate::line::{Early, Watch, wait_for_slot};
 use crate::routes::App;
 use crate::server::Counted;
@@ -37,7 +37,7 @@ pub(crate) async fn handler(
     axum::Extension(counted): axum::Extension<Counted>,
     mut request: Request<Body>,
 ) -> Response<Body> {
-    if let Some(response) = refuse_now(&app) {
+    if let Some(response) = refuse_now(&app, &mut request) {
         return response;
     }
     let most = max_message_bytes(&app);
@@ -75,13 +75,8 @@ async fn run(app: &App, mut socket: Socket) {
         Some(Ok(handle)) => handle,
         None => return,
         Some(Err(error)) => {
-            let code = match &error {
-                OpenError::Full { .. } => "session_limit_reached",
-                OpenError::Draining => "server_draining",
-                _ => "internal_error",
-            };
             let text = error.to_string();
-            socket.send_text(refuse(code, &text).to_string()).await;
+            socket.send_text(refuse(refused(&error).1, &text).to_string()).await;
             return socket.close(error.close_code(), &text).await;
         }
     };

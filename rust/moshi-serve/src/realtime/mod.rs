@@ -34,14 +34,14 @@ use self::items::Items;
 use self::pace::Pace;
 use self::turn::{Turn, Turns};
 use self::vad::{Detector, Speech};
-use crate::auth::{Promise, protocols};
+use crate::auth::{Promise, UsedTicket, protocols};
 use crate::backend::{Card, StreamOptions};
 use crate::hub::{End, OpenError, SessionHandle, SessionRequest};
 use crate::line::{Early, Watch, wait_for_slot};
 use crate::routes::{App, refusal};
 use crate::scheduler::Overflow;
 use crate::server::Counted;
-use crate::websocket::{Misuse, Received, Socket, upgrade};
+use crate::websocket::{Misuse, Received, Socket, asks_for_upgrade, upgrade};
 
 /// Largest message of a client with a key: five minutes of samples, in base64.
 const MAX_MESSAGE_BYTES: usize = 24 << 20;
@@ -61,12 +61,13 @@ pub(crate) async fn handler(
     axum::Extension(counted): axum::Extension<Counted>,
     mut request: Request<Body>,
 ) -> HttpResponse<Body> {
-    if let Some(response) = refuse_now(&app) {
+    if let Some(response) = refuse_now(&app, &mut request) {
         return response;
     }
     let dialect = dialect(request.headers());
     let mut settings = Settings::new(&app.hub.card().name);
-    if let Some(Promise(promised)) = request.extensions().get() {
+    let ticket = request.extensions().get::<UsedTicket>();
+    if let Some(Promise(promised)) = ticket.and_then(UsedTicket::promise) {
         // Written here, from settings that were taken.
         let promised: Value = serde_json::from_str(promised).unwrap_or_default();
         if let Err(BadSetting(param, reason)) = settings.update(&promised) {
@@ -84,16 +85,31 @@ pub(crate) async fn handler(
     })
 }
 
-/// The answer to who cannot have a conversation now. Before the upgrade: clients wait longer after
-/// it than after a connection that was made and closed.
-pub(crate) fn refuse_now(app: &App) -> Option<HttpResponse<Body>> {
-    let error =
-        if app.drain.borrow().is_some() { OpenError::Draining } else { app.hub.refuses()? };
-    let (status, code) = match &error {
-        OpenError::Full { .. } => (StatusCode::TOO_MANY_REQUESTS, "session_limit_reached"),
-        _ => (StatusCode::SERVICE_UNAVAILABLE, "server_draining"),
+/// The answer to who asks for a conversation and cannot have one now; a ticket stays good. Before
+/// the upgrade: clients wait longer after it than after a connection that was made and closed.
+pub(crate) fn refuse_now(app: &App, request: &mut Request<Body>) -> Option<HttpResponse<Body>> {
+    if !asks_for_upgrade(request.headers()) {
+        return None;
+    }
+    let draining = app.drain.borrow().is_some().then_some(OpenError::Draining);
+    let error = app.hub.refuses(draining)?;
+    if let Some(ticket) = request.extensions_mut().remove() {
+        app.auth.give_back(ticket);
+    }
+    let status = match &error {
+        OpenError::Full { .. } => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
     };
-    Some(refusal(status, code, &error.to_string()))
+    Some(refusal(status, refused(&error).1, &error.to_string()))
+}
+
+/// Type and code of the error by which a conversation is refused.
+pub(crate) fn refused(error: &OpenError) -> (&'static str, &'static str) {
+    match error {
+        OpenError::Full { .. } => ("rate_limit_error", "session_limit_reached"),
+        OpenError::Draining => ("server_error", "server_draining"),
+        _ => ("server_error", "internal_error"),
+    }
 }
 
 fn dialect(headers: &HeaderMap) -> Dialect {
@@ -130,11 +146,7 @@ async fn run(app: &App, mut socket: Socket, dialect: Dialect, settings: Settings
         Some(Ok(handle)) => handle,
         None => return,
         Some(Err(error)) => {
-            let (kind, code) = match &error {
-                OpenError::Full { .. } => ("rate_limit_error", "session_limit_reached"),
-                OpenError::Draining => ("server_error", "server_draining"),
-                _ => ("server_error", "internal_error"),
-            };
+            let (kind, code) = refused(&error);
             let text = error.to_string();
             let body = json!({ "type": kind, "code": code, "message": text, "param": null });
             let event = json!({ "type": "error", "event_id": id("event"), "error": body });

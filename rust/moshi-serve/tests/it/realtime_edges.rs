@@ -237,18 +237,28 @@ async fn shutting_down_closes_what_the_model_is_saying() {
     server.outcome().await.unwrap();
 }
 
+async fn said_to_goodbye(server: &Running, path: &str, code: CloseCode) -> Option<u16> {
+    let mut client = Client::connect(server, path, &[]).await;
+    let frame = CloseFrame { code, reason: "".into() };
+    client.0.close(Some(frame)).await.unwrap();
+    client.close_code().await
+}
+
 #[tokio::test]
 async fn a_goodbye_before_the_beginning_is_answered() {
-    let server = Running::start(&Arc::new(Echo::new()), config(4));
+    let settings = ServeConfig { queue: 3, ..config(1) };
+    let server = Running::start(&Arc::new(Echo::new()), settings);
     for path in [REALTIME, LIVE, "/api/chat"] {
-        for _ in 0..5 {
-            let mut client = Client::connect(&server, path, &[]).await;
-            let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-            client.0.close(Some(frame)).await.unwrap();
-            assert_eq!(client.close_code().await, Some(1000), "{path}");
-        }
+        assert_eq!(said_to_goodbye(&server, path, CloseCode::Normal).await, Some(1000), "{path}");
     }
     server.slots(0, 0).await;
+    let mut inside = Client::connect(&server, REALTIME, &[]).await;
+    inside.find("session.created").await;
+    for path in [REALTIME, LIVE, "/api/chat"] {
+        let said = said_to_goodbye(&server, path, CloseCode::Away).await;
+        assert_eq!(said, Some(1001), "{path}: in the waiting line");
+    }
+    drop(inside);
     server.stop().await;
 }
 

@@ -106,6 +106,19 @@ async fn an_ephemeral_key_opens_one_realtime_connection() {
     let with = format!("Authorization: Bearer {key}\r\n");
     assert_eq!(http(server.address, path, &with).await.0, 401, "it buys no other");
     let ask = format!("Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.{key}\r\n");
+    let known = ClientOptions { api_key: Some(KEY.into()), ..ClientOptions::default() };
+    let inside = [
+        ChatClient::connect(&server.url(), &known).await.unwrap(),
+        ChatClient::connect(&server.url(), &known).await.unwrap(),
+    ];
+    server.slots(2, 0).await;
+    let upgrade = format!("{UPGRADE}{ask}");
+    assert_eq!(http(server.address, "GET /v1/realtime", &upgrade).await.0, 429);
+    for client in inside {
+        client.close().await;
+    }
+    server.slots(0, 0).await;
+    // Who was refused comes again with the same key.
     let mut socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
     let text =
         format!("GET /v1/realtime HTTP/1.1\r\nHost: {}\r\n{UPGRADE}{ask}\r\n", server.address);

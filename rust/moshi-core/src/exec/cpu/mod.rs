@@ -14,7 +14,6 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::bf16;
 use moshi_kernels::arena::Arena;
 use moshi_kernels::isa::Isa;
 use moshi_kernels::packed::{
@@ -25,7 +24,7 @@ use moshi_kernels::scalar::{self, BlockFormat, Heads};
 
 use self::conv::Conv;
 use self::memory::{Buffer, Memory};
-use self::table::Table;
+use self::table::{Table, searched_in};
 use super::tail::Tail;
 use super::{
     Activation, AttentionPlan, Epilogue, Executor, HostConv, HostMatrix, KeyStorage, Norm, Reuse,
@@ -209,13 +208,11 @@ impl Executor for Cpu {
     }
 
     fn search_bytes(&self, rows: usize, cols: usize) -> u64 {
-        let rounds = BlockFormat::Q8_0.bytes_of(cols).is_some();
-        let packing = if rounds { Packing::Q8 } else { Packing::Bf16 };
-        packing.bytes_of(rows, cols) as u64
+        self.weight_bytes(searched_in(cols), rows, cols)
     }
 
-    fn search_copy_bytes(&self) -> u64 {
-        size_of::<bf16>() as u64
+    fn search_copy_bytes(&self, rows: usize, cols: usize) -> u64 {
+        self.search_bytes(rows, cols)
     }
 
     fn key_storage(&self, wanted: Option<KeyStorage>, usual: KeyStorage) -> Result<KeyStorage> {

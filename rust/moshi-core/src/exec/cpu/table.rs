@@ -11,6 +11,12 @@ use crate::exec::{BlockFormat, HostMatrix, HostValues, Storage};
 
 /// What codebooks are searched in where they fit.
 const BLOCKS: BlockFormat = BlockFormat::Q8_0;
+
+/// What a codebook of this width is searched in.
+pub(super) fn searched_in(width: usize) -> Storage {
+    if BLOCKS.bytes_of(width).is_some() { Storage::Blocks(BLOCKS) } else { Storage::Bf16 }
+}
+
 /// Relative error of a sum of 256 products in f32, generously; more where there are more.
 const SUM_ERROR: f32 = 3e-5;
 /// Square root of the smallest square of a float, about.
@@ -28,10 +34,17 @@ pub struct Table {
 struct Search {
     rounded: PackedMatrix,
     half_squared_norms: Vec<f32>,
-    /// Largest distance of an entry from its rounded twin.
-    rounding: f32,
-    /// Length of the longest entry.
-    longest: f32,
+    /// How wrong the score of a rounded entry may be.
+    errors: Vec<Error>,
+}
+
+/// By how much the score of one rounded entry may be wrong, as parts of the length of `x`, of what
+/// rounding takes from `x`, and always: entry, `x`, sum and difference are rounded.
+#[derive(Clone, Copy)]
+struct Error {
+    of_length: f32,
+    of_rounding: f32,
+    always: f32,
 }
 
 impl Table {
@@ -78,55 +91,56 @@ impl Search {
     fn new(exec: &Cpu, codebook: &HostMatrix) -> Result<Self> {
         let (rows, cols) = (codebook.rows, codebook.cols);
         let entries = floats(codebook);
-        let stored = [Storage::Blocks(BLOCKS), Storage::Bf16]
-            .into_iter()
-            .find_map(|storage| codebook.clone().store(storage))
-            .expect("any width fits bf16");
+        let stored = codebook.clone().store(searched_in(cols)).expect("chosen by the width");
         let rounded = PackedMatrix::pack_on(exec.packer(), rows, cols, stored.as_ref())
             .map_err(|e| no_memory(&e))?;
-        let squared_norms = || entries.chunks_exact(cols).map(|row| scalar::dot(row, row));
-        let squared_distance = |(row, entry): (usize, &[f32])| {
-            let twin = stored.row(row);
-            entry.iter().zip(twin).map(|(a, b)| (a - b) * (a - b)).sum::<f32>()
+        let sums = SUM_ERROR * (cols as f32 / 256.0).max(1.0);
+        let error = |(row, entry): (usize, &[f32])| {
+            let squares = entry.iter().zip(stored.row(row)).map(|(a, b)| (a - b) * (a - b));
+            let rounding = squares.sum::<f32>().sqrt() + TINY;
+            let length = scalar::dot(entry, entry).sqrt() + TINY;
+            Error {
+                of_length: rounding + sums * length,
+                of_rounding: length + rounding,
+                always: f32::EPSILON * length * length,
+            }
         };
-        let distances = entries.chunks_exact(cols).enumerate().map(squared_distance);
         Ok(Self {
             rounded,
-            half_squared_norms: squared_norms().map(|norm| norm / 2.0).collect(),
-            rounding: largest(distances).sqrt() + TINY,
-            longest: largest(squared_norms()).sqrt() + TINY,
+            half_squared_norms: entries
+                .chunks_exact(cols)
+                .map(|row| scalar::dot(row, row) / 2.0)
+                .collect(),
+            errors: entries.chunks_exact(cols).enumerate().map(error).collect(),
         })
-    }
-
-    /// By how much the score of a rounded entry may be wrong: entry, `x`, sum and difference are
-    /// rounded.
-    fn error(&self, x: &[f32]) -> f32 {
-        let sums = SUM_ERROR * (x.len() as f32 / 256.0).max(1.0);
-        let length = scalar::dot(x, x).sqrt() + TINY;
-        let rounds = self.rounded.packing().rounds_activations();
-        let rounding = if rounds { rounding_of(x) } else { 0.0 };
-        length * (self.rounding + sums * self.longest)
-            + rounding * (self.longest + self.rounding)
-            + f32::EPSILON * self.longest * self.longest
     }
 
     /// `scores` are the products of `x` with the rounded entries.
     fn nearest(&self, entries: &[f32], x: &[f32], scores: &mut [f32]) -> usize {
-        let mut smallest = f32::INFINITY;
-        for (score, norm) in scores.iter_mut().zip(&self.half_squared_norms) {
-            *score = norm - *score;
-            smallest = smallest.min(*score);
-        }
-        // Two scores may be wrong in opposite directions.
-        let limit = smallest + 2.0 * self.error(x);
-        // Where numbers are too large to tell, every entry is a candidate.
-        let is_candidate = |score: f32| score <= limit || !limit.is_finite();
-        let candidates = scores.iter().enumerate().filter(|&(_, &score)| is_candidate(score));
-        let exact = candidates.map(|(index, _)| {
+        let exact = self.candidates(x, scores).map(|index| {
             let entry = &entries[index * x.len()..(index + 1) * x.len()];
             (index, self.half_squared_norms[index] - scalar::dot(x, entry))
         });
         first_smallest(exact)
+    }
+
+    /// The entries that may be the nearest, in order.
+    fn candidates(&self, x: &[f32], scores: &mut [f32]) -> impl Iterator<Item = usize> {
+        let length = scalar::dot(x, x).sqrt() + TINY;
+        let rounds = self.rounded.packing().rounds_activations();
+        let rounding = if rounds { rounding_of(x) } else { 0.0 };
+        let mut limit = f32::INFINITY;
+        for ((score, norm), error) in
+            scores.iter_mut().zip(&self.half_squared_norms).zip(&self.errors)
+        {
+            let error = length * error.of_length + rounding * error.of_rounding + error.always;
+            // From here on, the smallest that the score can be.
+            limit = limit.min(norm - *score + error);
+            *score = norm - *score - error;
+        }
+        // Where numbers are too large to tell, an entry is a candidate.
+        let scores = scores.iter().enumerate();
+        scores.filter(move |&(_, &least)| least <= limit || least.is_nan()).map(|(index, _)| index)
     }
 }
 
@@ -158,6 +172,7 @@ fn first_smallest(values: impl Iterator<Item = (usize, f32)>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exec::Isa;
     use crate::stages::Noise;
 
     #[test]
@@ -174,14 +189,15 @@ mod tests {
 
     #[test]
     fn the_rounded_search_finds_what_a_search_in_f32_finds() {
-        // In 8 bits, and in bf16.
-        for cols in [64, 45] {
-            compare(cols);
+        for exec in Isa::available().filter_map(|isa| Cpu::with(isa, Some(1))) {
+            // In 8 bits, and in bf16.
+            for cols in [64, 45] {
+                compare(&exec, cols);
+            }
         }
     }
 
-    fn compare(cols: usize) {
-        let exec = Cpu::new(Some(1)).unwrap();
+    fn compare(exec: &Cpu, cols: usize) {
         let mut noise = Noise::new(5);
         let (rows, count) = (256, 200);
         let mut entries = noise.take(rows * cols);
@@ -193,14 +209,14 @@ mod tests {
             }
         }
         let x = noise.take(count * cols);
-        for scale in [1.0, 1e-3, 1e30] {
+        for scale in [1.0, 1e-3, 1e15] {
             let scaled = entries.iter().map(|value| value * scale).collect();
             let table = Table::new(HostMatrix::floats(rows, cols, scaled));
             let near = x.iter().map(|value| value * scale).collect::<Vec<_>>();
             // At the entries themselves, too.
             for x in [&near, &table.entries().to_vec()] {
                 let mut codes = vec![0; x.len() / cols];
-                table.nearest(&exec, x, &mut codes).unwrap();
+                table.nearest(exec, x, &mut codes).unwrap();
                 for (x, code) in x.chunks_exact(cols).zip(codes) {
                     assert_eq!(code, nearest(&table, x), "at scale {scale}");
                 }
@@ -231,18 +247,16 @@ mod tests {
     fn few_entries_are_compared_in_full() {
         let exec = Cpu::new(Some(1)).unwrap();
         let mut noise = Noise::new(6);
-        let table = Table::new(HostMatrix::floats(2048, 256, noise.take(2048 * 256)));
+        let (rows, cols) = (2048, 256);
+        let mut entries = noise.take(rows * cols);
+        // One that is far from all others takes nothing from their bounds.
+        entries[7 * cols..8 * cols].iter_mut().for_each(|value| *value *= 100.0);
+        let table = Table::new(HostMatrix::floats(rows, cols, entries));
         let search = table.search(&exec).unwrap();
-        let x = noise.take(256);
-        let error = search.error(&x);
-        let scores: Vec<f32> = table
-            .entries()
-            .chunks_exact(256)
-            .zip(&search.half_squared_norms)
-            .map(|(entry, norm)| norm - scalar::dot(&x, entry))
-            .collect();
-        let smallest = scores.iter().copied().fold(f32::INFINITY, f32::min);
-        let close = scores.iter().filter(|&&score| score <= smallest + 3.0 * error).count();
-        assert!(close < 64, "{close} of 2048 would be candidates");
+        let x = noise.take(cols);
+        let mut scores = vec![0.0; rows];
+        exec.product_of(&x, &search.rounded, Store::Set(None), &mut scores);
+        let count = search.candidates(&x, &mut scores).count();
+        assert!((1..64).contains(&count), "{count} of {rows} are candidates");
     }
 }
