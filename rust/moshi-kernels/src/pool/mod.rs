@@ -99,10 +99,11 @@ impl Pool {
     }
 
     /// As [`Pool::set_threads`], as long as they help: one less whenever the caller waits for the
-    /// others too long, and one more again after some seconds.
-    pub fn set_watched_threads(&self, threads: usize) {
+    /// others for longer than one of them saves, and one more again after some seconds. `saved` is
+    /// the part of an operation's time that the last thread saves where nothing disturbs.
+    pub fn set_watched_threads(&self, threads: usize, saved: f64) {
         let threads = threads.clamp(1, self.capacity());
-        *self.lock() = (threads > 1).then(|| Watch::new(threads));
+        *self.lock() = (threads > 1).then(|| Watch::new(threads, saved));
         self.limit(threads);
     }
 
@@ -376,7 +377,7 @@ mod tests {
             assert_eq!((pool.threads(), pool.capacity()), (threads, 3));
             work(&pool, 20);
             std::thread::sleep(Duration::from_millis(1));
-            pool.set_watched_threads(wanted);
+            pool.set_watched_threads(wanted, 0.5);
             work(&pool, 20);
         }
     }
@@ -384,7 +385,7 @@ mod tests {
     #[test]
     fn a_thread_that_keeps_the_caller_waiting_is_left_out() {
         let pool = Pool::new(2);
-        pool.set_watched_threads(2);
+        pool.set_watched_threads(2, 0.5);
         let caller = std::thread::current().id();
         let slow = |_: usize| {
             let own = std::thread::current().id() == caller;

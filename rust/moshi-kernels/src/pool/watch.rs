@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 pub(super) struct Watch {
     /// Threads when nothing disturbs.
     most: usize,
+    /// Part of an operation's time that the last of them saves then.
+    saved: f64,
     worked: Duration,
     waited: Duration,
     /// When to try one thread more, and how long after the next disturbance.
@@ -17,16 +19,16 @@ pub(super) struct Watch {
 
 /// Time of operations between judgements.
 const WINDOW: Duration = Duration::from_millis(100);
-/// The caller may wait for this part of the time, in percent, however many threads there are.
-const MOST_WAITED: u128 = 20;
+/// The caller may wait for this part of the time, however little a thread saves.
+const MOST_WAITED: f64 = 0.2;
 const SHORTEST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 impl Watch {
-    /// Judges up to `most` threads.
-    pub(super) fn new(most: usize) -> Self {
+    /// Judges up to `most` threads, the last of which saves a part of an operation's time.
+    pub(super) fn new(most: usize, saved: f64) -> Self {
         let zero = Duration::ZERO;
-        Self { most, worked: zero, waited: zero, retry: None, pause: SHORTEST_PAUSE }
+        Self { most, saved, worked: zero, waited: zero, retry: None, pause: SHORTEST_PAUSE }
     }
 
     /// Takes note of an operation of `threads` threads: how long it took, and how long of that the
@@ -43,10 +45,11 @@ impl Watch {
         if self.worked < WINDOW {
             return None;
         }
-        // Without a thread of `n`, an undisturbed operation takes up to `n / (n - 1)` of the time:
-        // to wait for less than an `n`th of it is better.
-        let most_waited = MOST_WAITED.max(100 / threads.max(1) as u128);
-        let disturbed = self.waited.as_nanos() * 100 > self.worked.as_nanos() * most_waited;
+        // To wait for less than the last thread saves is better than to do without it. Of fewer
+        // threads, each saves more.
+        let saved = self.saved * self.most as f64 / threads.max(1) as f64;
+        let most_waited = self.worked.mul_f64(saved.clamp(MOST_WAITED, 1.0));
+        let disturbed = self.waited > most_waited;
         (self.worked, self.waited) = (Duration::ZERO, Duration::ZERO);
         if disturbed && threads > 1 {
             self.retry = Some(now + self.pause);
@@ -70,7 +73,7 @@ mod tests {
 
     #[test]
     fn threads_go_when_the_caller_waits_and_come_back_later_and_later() {
-        let (mut watch, start) = (Watch::new(3), Instant::now());
+        let (mut watch, start) = (Watch::new(3, 1.0 / 3.0), Instant::now());
         let mut at = |threads, waited, seconds| {
             let (worked, waited) = (Duration::from_millis(150), Duration::from_millis(waited));
             watch.note(threads, worked, waited, start + Duration::from_secs(seconds))
@@ -91,8 +94,19 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_that_saves_little_goes_sooner() {
+        let now = Instant::now();
+        let judge = |saved, waited| {
+            let (worked, waited) = (Duration::from_millis(100), Duration::from_millis(waited));
+            Watch::new(2, saved).note(2, worked, waited, now)
+        };
+        assert_eq!([15, 25].map(|waited| judge(0.05, waited)), [None, Some(1)]);
+        assert_eq!([35, 45].map(|waited| judge(0.4, waited)), [None, Some(1)]);
+    }
+
+    #[test]
     fn short_operations_add_up() {
-        let (mut watch, now) = (Watch::new(2), Instant::now());
+        let (mut watch, now) = (Watch::new(2, 0.5), Instant::now());
         let (long, short) = (Duration::from_millis(3), Duration::from_millis(2));
         let judged = (0..40).filter_map(|_| watch.note(2, long, short, now)).count();
         assert_eq!(judged, 1);

@@ -91,7 +91,11 @@ impl Search {
     fn new(exec: &Cpu, codebook: &HostMatrix) -> Result<Self> {
         let (rows, cols) = (codebook.rows, codebook.cols);
         let entries = floats(codebook);
-        let stored = codebook.clone().store(searched_in(cols)).expect("chosen by the width");
+        // Values may be too large for the scales of blocks.
+        let stored = [searched_in(cols), Storage::Bf16]
+            .into_iter()
+            .find_map(|storage| codebook.clone().store(storage))
+            .expect("anything fits bf16");
         let rounded = PackedMatrix::pack_on(exec.packer(), rows, cols, stored.as_ref())
             .map_err(|e| no_memory(&e))?;
         let sums = SUM_ERROR * (cols as f32 / 256.0).max(1.0);
@@ -209,7 +213,7 @@ mod tests {
             }
         }
         let x = noise.take(count * cols);
-        for scale in [1.0, 1e-3, 1e15] {
+        for scale in [1.0, 1e-3, 1e4, 1e15] {
             let scaled = entries.iter().map(|value| value * scale).collect();
             let table = Table::new(HostMatrix::floats(rows, cols, scaled));
             let near = x.iter().map(|value| value * scale).collect::<Vec<_>>();

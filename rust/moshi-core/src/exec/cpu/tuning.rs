@@ -23,8 +23,8 @@ pub(super) fn tune(exec: &Cpu, weights: &[&PackedMatrix]) {
     let pool = &exec.shared.pool;
     let all: usize = weights.iter().map(|weight| weight.bytes()).sum();
     if all as u64 <= CACHED_BYTES {
-        // Streams share none of the work on them.
-        return pool.set_watched_threads(pool.capacity());
+        // Streams share none of the work on them: every thread takes its part of the time.
+        return pool.set_watched_threads(pool.capacity(), 1.0 / pool.capacity() as f64);
     }
     let mut largest = weights.to_vec();
     largest.sort_by_key(|weight| std::cmp::Reverse(weight.bytes()));
@@ -43,13 +43,13 @@ pub(super) fn tune(exec: &Cpu, weights: &[&PackedMatrix]) {
             *time = (*time).min(pass(exec, &largest));
         }
     }
-    let best = fewest_of_the_best(&counts, &times);
+    let (best, saved) = fewest_of_the_best(&counts, &times);
     log::info!(
         "{best} of {} threads read {:.0} MB of weights the fastest",
         pool.capacity(),
         sample as f64 / 1e6
     );
-    pool.set_watched_threads(best);
+    pool.set_watched_threads(best, saved);
 }
 
 /// Time of one row's product with every weight.
@@ -70,12 +70,16 @@ fn counts(most: usize) -> impl Iterator<Item = usize> {
     std::iter::once(1).chain(steps).take_while(move |&count| count < most).chain([most])
 }
 
-/// The smallest number whose time is close to the best.
-fn fewest_of_the_best(counts: &[usize], times: &[Duration]) -> usize {
+/// The smallest number whose time is close to the best, and what part of the time the last of them
+/// saves.
+fn fewest_of_the_best(counts: &[usize], times: &[Duration]) -> (usize, f64) {
     let best = times.iter().min().copied().unwrap_or_default();
     let enough = best.mul_f64(1.0 + LEAST_GAIN / 100.0);
-    let of = |&(_, time): &(&usize, &Duration)| *time <= enough;
-    counts.iter().zip(times).find(of).map_or(1, |(count, _)| *count)
+    let Some(at) = times.iter().position(|time| *time <= enough).filter(|&at| at > 0) else {
+        return (1, 0.0);
+    };
+    let saved = 1.0 - times[at].as_secs_f64() / times[at - 1].as_secs_f64();
+    (counts[at], saved / (counts[at] - counts[at - 1]) as f64)
 }
 
 #[cfg(test)]
@@ -92,7 +96,10 @@ mod tests {
     #[test]
     fn threads_that_do_not_help_stay_out() {
         let times = [1000, 600, 500, 490, 495].map(Duration::from_micros);
-        assert_eq!(fewest_of_the_best(&[1, 2, 3, 4, 6], &times), 3);
-        assert_eq!(fewest_of_the_best(&[1, 2], &times[3..]), 1);
+        let (best, saved) = fewest_of_the_best(&[1, 2, 3, 4, 6], &times);
+        assert!(best == 3 && (saved - 1.0 / 6.0).abs() < 1e-9, "{saved}");
+        let (_, saved) = fewest_of_the_best(&[4, 6], &times[..2]);
+        assert!((saved - 0.2).abs() < 1e-9, "{saved} for each of two");
+        assert_eq!(fewest_of_the_best(&[1, 2], &times[3..]), (1, 0.0));
     }
 }
