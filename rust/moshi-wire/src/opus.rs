@@ -6,6 +6,7 @@
 //! concealed by the codec, up to a second. Writing makes one packet of 40 ms on each page, the
 //! headers before the first, as every known reader takes it.
 
+use ropus::opus::decoder::opus_packet_get_nb_samples;
 use ropus::{Application, Bitrate, Channels, DecodeMode, Decoder, Encoder};
 
 use crate::WireError;
@@ -154,6 +155,36 @@ impl OpusReader {
     }
 }
 
+/// Counts the samples of a stream without decoding them; what is missing is not counted.
+pub struct OpusCounter {
+    pages: PageReader,
+    rate_hz: u32,
+}
+
+impl OpusCounter {
+    /// A counter of samples at `rate_hz`.
+    pub fn new(rate_hz: u32) -> Self {
+        Self { pages: PageReader::default(), rate_hz }
+    }
+
+    /// Takes any part of the stream; gives the samples of the packets that it completes.
+    pub fn push(&mut self, bytes: &[u8]) -> usize {
+        self.pages.push(bytes);
+        let items = std::iter::from_fn(|| self.pages.next_item());
+        items.map(|item| samples_of(&item, self.rate_hz)).sum()
+    }
+}
+
+fn samples_of(item: &OggItem, rate_hz: u32) -> usize {
+    match item {
+        OggItem::Packet(packet) if !is_header(packet) => {
+            let count = opus_packet_get_nb_samples(packet, rate_hz as i32);
+            count.ok().and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
+        }
+        _ => 0,
+    }
+}
+
 fn append(pcm: &[i16], samples: &mut Vec<f32>) {
     samples.extend(pcm.iter().map(|&sample| f32::from(sample) / 32_768.0));
 }
@@ -270,6 +301,9 @@ mod tests {
             reader.push(&page, &mut samples);
         }
         assert_eq!(samples.len(), 48_000);
+        let mut counter = OpusCounter::new(RATE_HZ);
+        assert_eq!(pages(2).iter().map(|page| counter.push(page)).sum::<usize>(), 48_000);
+        assert_eq!(counter.push(b"no page"), 0);
         assert_eq!((reader.errors(), reader.concealed_samples()), (0, 0));
         let ratio = energy(&samples[4_800..]) / energy(&tone(48_000)[4_800..]);
         assert!((0.8..1.2).contains(&ratio), "{ratio}");

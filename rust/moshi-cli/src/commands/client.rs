@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use moshi_audio::{WavWriter, read_mono};
 use moshi_serve::client::{
-    ChatClient, ClientEvent, ClientOptions, LoadOptions, block_on, converse, load_test,
+    ChatClient, ClientEvent, ClientOptions, FrameLength, LoadOptions, block_on, converse, load_test,
 };
 use serde_json::json;
 
@@ -21,6 +21,7 @@ const RATE_HZ: u32 = 24_000;
 /// Samples of 80 ms.
 const FRAME: usize = 1_920;
 const FRAME_TIME: Duration = Duration::from_millis(80);
+const FRAME_LENGTH: FrameLength = FrameLength { samples: FRAME, time: FRAME_TIME };
 /// A bound on a mistyped number.
 const MAX_PAD_SECONDS: f64 = 600.0;
 
@@ -30,6 +31,7 @@ fn options(connect: &ConnectArgs) -> Result<ClientOptions> {
         certificate: connect.ca_file.clone(),
         parameters: vec![("stats".into(), "1".into())],
         sample_rate_hz: RATE_HZ,
+        counts_only: false,
     })
 }
 
@@ -68,7 +70,7 @@ pub(crate) fn client(args: &ClientArgs) -> Result<i32> {
             }
         };
         let input = samples.chunks(FRAME).map(<[f32]>::to_vec);
-        let report = converse(&mut client, input, FRAME_TIME, show, || watch.requested()).await?;
+        let report = converse(&mut client, input, FRAME_LENGTH, show, || watch.requested()).await?;
         client.close().await;
         Ok(report)
     })?;
@@ -125,8 +127,7 @@ pub(crate) fn loadtest(args: &LoadtestArgs) -> Result<i32> {
         sessions: args.sessions.into(),
         duration: Duration::from_secs(args.seconds.into()),
         samples,
-        frame_samples: FRAME,
-        frame_time: FRAME_TIME,
+        frame: FRAME_LENGTH,
     };
     let watch = Watch::new();
     let stop = Arc::new(AtomicBool::new(false));

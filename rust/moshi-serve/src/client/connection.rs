@@ -9,7 +9,7 @@ use axum::http::{HeaderValue, Uri};
 use futures_util::{SinkExt, StreamExt};
 use moshi_wire::WireError;
 use moshi_wire::chat::ChatMessage;
-use moshi_wire::opus::{OpusReader, OpusWriter};
+use moshi_wire::opus::{OpusCounter, OpusReader, OpusWriter};
 use moshi_wire::pcm::{self, Coding, SampleReader};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -42,6 +42,14 @@ pub struct ClientOptions {
     pub parameters: Vec<(String, String)>,
     /// Rate of the samples, in and out, in Hz; one that Opus knows. 0 is 24,000.
     pub sample_rate_hz: u32,
+    /// What comes is counted and not unpacked, which takes no time worth a word.
+    pub counts_only: bool,
+}
+
+impl ClientOptions {
+    fn rate_hz(&self) -> u32 {
+        if self.sample_rate_hz == 0 { 24_000 } else { self.sample_rate_hz }
+    }
 }
 
 /// What a server sends.
@@ -51,6 +59,8 @@ pub enum ClientEvent {
     Ready,
     /// Samples.
     Audio(Vec<f32>),
+    /// So many samples, see [`ClientOptions::counts_only`].
+    Counted(usize),
     /// Text that follows the text before.
     Text(String),
     /// Facts about the session.
@@ -74,27 +84,73 @@ pub struct ChatClient {
 }
 
 /// The form in which samples travel.
-enum Audio {
-    Opus { reader: Box<OpusReader>, writer: Box<OpusWriter> },
-    Pcm16(SampleReader),
+struct Audio {
+    packer: Packer,
+    unpacker: Unpacker,
 }
 
-impl Audio {
-    fn pack(&mut self, samples: &[f32]) -> Result<Vec<u8>, WireError> {
-        match self {
-            Self::Opus { writer, .. } => writer.push(samples),
-            Self::Pcm16(_) => Ok(pcm::encode(Coding::Pcm16, samples)),
-        }
+/// What makes messages of samples.
+pub(super) enum Packer {
+    Opus(Box<OpusWriter>),
+    Pcm16,
+}
+
+enum Unpacker {
+    Opus(Box<OpusReader>),
+    Pcm16(SampleReader),
+    OpusCounter(OpusCounter),
+    Pcm16Counter,
+}
+
+impl Packer {
+    /// As the server at `url` wants it.
+    ///
+    /// # Errors
+    /// [`ServeError::Config`] for an address that is none, or a rate that Opus does not know.
+    pub(super) fn new(url: &str, options: &ClientOptions) -> Result<Self, ServeError> {
+        Self::of(&Address::parse(url, &options.parameters)?, options)
     }
 
-    fn unpack(&mut self, bytes: &[u8]) -> Vec<f32> {
+    fn of(address: &Address, options: &ClientOptions) -> Result<Self, ServeError> {
+        if address.wants_pcm16() {
+            return Ok(Self::Pcm16);
+        }
+        Ok(Self::Opus(Box::new(OpusWriter::new(options.rate_hz()).map_err(codec)?)))
+    }
+
+    pub(super) fn pack(&mut self, samples: &[f32]) -> Result<Vec<u8>, ServeError> {
+        match self {
+            Self::Opus(writer) => writer.push(samples).map_err(codec),
+            Self::Pcm16 => Ok(pcm::encode(Coding::Pcm16, samples)),
+        }
+    }
+}
+
+impl Unpacker {
+    fn of(address: &Address, options: &ClientOptions) -> Result<Self, ServeError> {
+        let rate_hz = options.rate_hz();
+        Ok(match (address.wants_pcm16(), options.counts_only) {
+            (true, true) => Self::Pcm16Counter,
+            (true, false) => Self::Pcm16(SampleReader::new(Coding::Pcm16)),
+            (false, true) => Self::OpusCounter(OpusCounter::new(rate_hz)),
+            (false, false) => Self::Opus(Box::new(OpusReader::new(rate_hz).map_err(codec)?)),
+        })
+    }
+
+    fn unpack(&mut self, bytes: &[u8]) -> ClientEvent {
         let mut samples = Vec::new();
         match self {
-            Self::Opus { reader, .. } => reader.push(bytes, &mut samples),
+            Self::OpusCounter(counter) => return ClientEvent::Counted(counter.push(bytes)),
+            Self::Pcm16Counter => return ClientEvent::Counted(bytes.len() / 2),
+            Self::Opus(reader) => reader.push(bytes, &mut samples),
             Self::Pcm16(reader) => reader.push(bytes, &mut samples),
         }
-        samples
+        ClientEvent::Audio(samples)
     }
+}
+
+fn codec(error: WireError) -> ServeError {
+    ServeError::Config(error.to_string())
 }
 
 impl ChatClient {
@@ -151,17 +207,11 @@ impl ChatClient {
                 Ok(Err(error)) => return Err(refuse(error.to_string())),
                 Ok(Ok((socket, _))) => socket,
             };
-        let rate_hz = if options.sample_rate_hz == 0 { 24_000 } else { options.sample_rate_hz };
-        let codec = |error: WireError| ServeError::Config(error.to_string());
         Ok(Self {
             socket,
-            audio: if address.wants_pcm16() {
-                Audio::Pcm16(SampleReader::new(Coding::Pcm16))
-            } else {
-                Audio::Opus {
-                    reader: Box::new(OpusReader::new(rate_hz).map_err(codec)?),
-                    writer: Box::new(OpusWriter::new(rate_hz).map_err(codec)?),
-                }
+            audio: Audio {
+                packer: Packer::of(&address, options)?,
+                unpacker: Unpacker::of(&address, options)?,
             },
             closed: false,
             sent_at: Instant::now(),
@@ -174,12 +224,17 @@ impl ChatClient {
     /// # Errors
     /// [`ServeError::Config`] if the codec fails.
     pub async fn send(&mut self, samples: &[f32]) -> Result<bool, ServeError> {
-        let bytes = self.audio.pack(samples).map_err(|e| ServeError::Config(e.to_string()))?;
+        let bytes = self.audio.packer.pack(samples)?;
+        Ok(self.send_packed(&bytes).await)
+    }
+
+    /// Sends what a [`Packer`] made; false when the connection is gone.
+    pub(super) async fn send_packed(&mut self, bytes: &[u8]) -> bool {
         self.sent_at = Instant::now();
         if bytes.is_empty() {
-            return Ok(!self.closed);
+            return !self.closed;
         }
-        Ok(self.send_message(ChatMessage::Audio(&bytes).encode()).await)
+        self.send_message(ChatMessage::Audio(bytes).encode()).await
     }
 
     /// When the last samples were packed and about to be written.
@@ -232,7 +287,7 @@ impl ChatClient {
     fn event(&mut self, message: &[u8]) -> Option<ClientEvent> {
         Some(match ChatMessage::decode(message).ok()? {
             ChatMessage::Handshake { .. } => ClientEvent::Ready,
-            ChatMessage::Audio(bytes) => ClientEvent::Audio(self.audio.unpack(bytes)),
+            ChatMessage::Audio(bytes) => self.audio.unpacker.unpack(bytes),
             ChatMessage::Text(text) | ChatMessage::ColoredText(_, text) => {
                 ClientEvent::Text(text.to_owned())
             }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{ChatClient, ClientOptions, Latency, converse};
+use super::connection::Packer;
+use super::{ChatClient, ClientOptions, FrameLength, Latency, Outgoing, converse};
 use crate::error::ServeError;
 
 /// What to do.
@@ -20,10 +21,8 @@ pub struct LoadOptions {
     pub duration: Duration,
     /// What they say, again and again, at the rate of the server's model.
     pub samples: Vec<f32>,
-    /// Samples of a frame.
-    pub frame_samples: usize,
-    /// Time of a frame.
-    pub frame_time: Duration,
+    /// How long a frame is.
+    pub frame: FrameLength,
 }
 
 /// What came of it.
@@ -51,7 +50,9 @@ pub struct LoadReport {
     pub lag_ms: u64,
 }
 
-/// Runs the conversations, their starts spread over a frame's time. Setting `stop` ends them.
+/// Runs the conversations, their starts spread over a frame's time. Setting `stop` ends them. What
+/// they say is packed once for all, before the first begins, and what they hear is counted: many
+/// callers take little time of the processors that the server may be using, too.
 ///
 /// # Errors
 /// [`ServeError`] when not even one can connect.
@@ -59,11 +60,13 @@ pub async fn load_test(
     options: LoadOptions,
     stop: Arc<AtomicBool>,
 ) -> Result<LoadReport, ServeError> {
+    let frames = packed_frames(&options)?;
     let options = Arc::new(options);
     let mut tasks = Vec::new();
     for number in 0..options.sessions {
-        let (options, stop) = (Arc::clone(&options), Arc::clone(&stop));
-        tasks.push(tokio::spawn(one(options, number, stop)));
+        let (options, frames, stop) =
+            (Arc::clone(&options), Arc::clone(&frames), Arc::clone(&stop));
+        tasks.push(tokio::spawn(one(options, frames, number, stop)));
     }
     let mut report = LoadReport::default();
     let mut first_error = None;
@@ -79,7 +82,7 @@ pub async fn load_test(
                         report.reasons.push(format!("{code}: {reason}"));
                     }
                 }
-                let late = session.latency.over(options.frame_time);
+                let late = session.latency.over(options.frame.time);
                 report.late_frames += late + session.unanswered_frames;
                 report.latency.extend(&session.latency);
                 report.steps.extend(&session.steps);
@@ -100,30 +103,38 @@ pub async fn load_test(
     }
 }
 
+/// What every conversation sends, frame by frame.
+fn packed_frames(options: &LoadOptions) -> Result<Arc<[Arc<[u8]>]>, ServeError> {
+    let count = options.duration.as_secs_f64() / options.frame.time.as_secs_f64();
+    let mut packer = Packer::new(&options.url, &options.client)?;
+    let mut samples = options.samples.iter().copied().cycle();
+    (0..count.ceil() as usize)
+        .map(|_| {
+            let frame = (0..options.frame.samples).map(|_| samples.next().unwrap_or(0.0));
+            packer.pack(&frame.collect::<Vec<f32>>()).map(Arc::from)
+        })
+        .collect()
+}
+
 async fn one(
     options: Arc<LoadOptions>,
+    frames: Arc<[Arc<[u8]>]>,
     number: usize,
     stop: Arc<AtomicBool>,
 ) -> Result<super::Report, (Duration, ServeError)> {
-    let delay = options.frame_time * number as u32 / options.sessions.max(1) as u32;
+    let delay = options.frame.time * number as u32 / options.sessions.max(1) as u32;
     tokio::time::sleep(delay).await;
     let start = Instant::now();
     let failed = |error| (start.elapsed(), error);
     let mut parameters = options.client.parameters.clone();
     parameters.push(("stats".into(), "1".into()));
-    let client = ClientOptions { parameters, ..options.client.clone() };
+    let client = ClientOptions { parameters, counts_only: true, ..options.client.clone() };
     let mut client = ChatClient::connect(&options.url, &client).await.map_err(failed)?;
-    let count = (options.duration.as_secs_f64() / options.frame_time.as_secs_f64()).ceil() as usize;
-    let len = options.samples.len().max(1);
-    let frame = |index: usize| {
-        let at = index * options.frame_samples;
-        let sample = |i: usize| options.samples.get((at + i) % len).copied().unwrap_or(0.0);
-        (0..options.frame_samples).map(sample).collect::<Vec<f32>>()
-    };
-    let frames = (0..count).map(frame);
+    let count = frames.len();
+    let frames = (0..count).map(|index| Outgoing::Packed(Arc::clone(&frames[index])));
     let stopped = || stop.load(Ordering::Relaxed);
     let report =
-        converse(&mut client, frames, options.frame_time, |_| {}, stopped).await.map_err(failed)?;
+        converse(&mut client, frames, options.frame, |_| {}, stopped).await.map_err(failed)?;
     client.close().await;
     Ok(report)
 }

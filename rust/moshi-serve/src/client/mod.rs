@@ -8,7 +8,7 @@ mod stats;
 
 pub use connection::{ChatClient, ClientEvent, ClientOptions};
 pub use load::{LoadOptions, LoadReport, load_test};
-pub use paced::{Report, converse};
+pub use paced::{FrameLength, Outgoing, Report, converse};
 pub use stats::Latency;
 
 use crate::error::ServeError;

@@ -1,6 +1,7 @@
 //! A conversation from a recording, at the pace of speech.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -18,11 +19,37 @@ const GOODBYE: Duration = Duration::from_secs(5);
 /// Code of a connection that ended without one, by the protocol.
 const BROKEN: u16 = 1006;
 
+/// What is sent in a frame's time.
+#[derive(Debug, Clone)]
+pub enum Outgoing {
+    /// Samples.
+    Samples(Vec<f32>),
+    /// Samples that were packed before, as the server's address says.
+    Packed(Arc<[u8]>),
+}
+
+impl From<Vec<f32>> for Outgoing {
+    fn from(samples: Vec<f32>) -> Self {
+        Self::Samples(samples)
+    }
+}
+
+/// How long a frame is.
+#[derive(Debug, Clone, Copy)]
+pub struct FrameLength {
+    /// In samples.
+    pub samples: usize,
+    /// In time.
+    pub time: Duration,
+}
+
 /// What a conversation gave and how it went.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
-    /// The model's audio.
+    /// The model's audio; empty where it is only counted.
     pub samples: Vec<f32>,
+    /// Its length.
+    pub heard_samples: usize,
     /// What it said.
     pub text: String,
     /// From a frame that is packed and about to be written to the last byte of its result.
@@ -46,7 +73,7 @@ pub struct Report {
     pub closed: Option<(u16, String)>,
 }
 
-/// Sends frames of `frame` samples, one each frame time, and takes what comes until every frame has
+/// Sends frames, one each frame time, and takes what comes until every frame has
 /// its result, or the server ends, or `stop` says so. Then it says goodbye, and takes what the
 /// server says until it says goodbye, too: the text of a frame follows its audio.
 ///
@@ -54,8 +81,8 @@ pub struct Report {
 /// [`ServeError::Connect`] when the server never listens.
 pub async fn converse(
     client: &mut ChatClient,
-    frames: impl Iterator<Item = Vec<f32>>,
-    frame_time: Duration,
+    frames: impl Iterator<Item = impl Into<Outgoing>>,
+    frame: FrameLength,
     mut heard: impl FnMut(&ClientEvent),
     stop: impl Fn() -> bool,
 ) -> Result<Report, ServeError> {
@@ -75,7 +102,6 @@ pub async fn converse(
     let mut frames = frames.peekable();
     let mut sent_at = VecDeque::new();
     let mut answered = 0;
-    let samples_per_frame = frames.peek().map_or(1, |frame| frame.len().max(1));
     let start = Instant::now();
     let mut next = start;
     loop {
@@ -90,12 +116,15 @@ pub async fn converse(
         }
         tokio::select! {
             () = sleep_until(next), if frames.peek().is_some() => {
-                let Some(frame) = frames.next() else { continue };
+                let Some(outgoing) = frames.next() else { continue };
                 // Where nothing can be sent any more, the next event says why.
-                client.send(&frame).await?;
+                match outgoing.into() {
+                    Outgoing::Samples(samples) => client.send(&samples).await?,
+                    Outgoing::Packed(bytes) => client.send_packed(&bytes).await,
+                };
                 sent_at.push_back(client.sent_at());
                 report.sent_frames += 1;
-                next += frame_time;
+                next += frame.time;
             }
             event = client.next() => {
                 if let ClientEvent::Closed(said) = event {
@@ -108,7 +137,7 @@ pub async fn converse(
                 let more = report.dropped_frames.saturating_sub(dropped) as usize;
                 sent_at.drain(..more.min(sent_at.len()));
                 // Output frame n answers input frame n of those that were not dropped.
-                while answered < report.samples.len() / samples_per_frame {
+                while answered < report.heard_samples / frame.samples.max(1) {
                     answered += 1;
                     if let Some(at) = sent_at.pop_front() {
                         report.latency.add(client.received_at().duration_since(at));
@@ -141,7 +170,11 @@ fn broken() -> (u16, String) {
 fn take(report: &mut Report, event: ClientEvent, heard: &mut impl FnMut(&ClientEvent)) {
     heard(&event);
     match event {
-        ClientEvent::Audio(samples) => report.samples.extend(samples),
+        ClientEvent::Audio(samples) => {
+            report.heard_samples += samples.len();
+            report.samples.extend(samples);
+        }
+        ClientEvent::Counted(samples) => report.heard_samples += samples,
         ClientEvent::Text(text) => report.text.push_str(&text),
         ClientEvent::Metadata(metadata) => {
             report.lag_ms = report.lag_ms.max(metadata["lag_ms"].as_u64().unwrap_or(0));

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use moshi_serve::ServeConfig;
-use moshi_serve::client::{ChatClient, ClientEvent, ClientOptions, converse};
+use moshi_serve::client::{ChatClient, ClientEvent, ClientOptions, FrameLength, converse};
 use moshi_wire::chat::ChatMessage;
 use moshi_wire::opus::OpusWriter;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
-    Echo, RATE_HZ, Running, closed, config, frames, greeted, heard, http, last_words, talk,
+    Echo, FRAME, RATE_HZ, Running, closed, config, frames, greeted, heard, http, last_words, talk,
     through_opus,
 };
 
@@ -164,7 +164,7 @@ async fn a_recording_at_the_pace_of_speech_has_an_answer_for_every_frame() {
     let report = converse(
         &mut client,
         frames.clone().into_iter(),
-        Duration::from_millis(20),
+        FrameLength { samples: FRAME, time: Duration::from_millis(20) },
         |_| {},
         || false,
     )
@@ -202,8 +202,8 @@ async fn text_that_comes_long_after_its_audio_is_waited_for() {
         while let Some(Ok(_)) = socket.next().await {}
     });
     let mut client = ChatClient::connect(&url, &ClientOptions::default()).await.unwrap();
-    let said =
-        converse(&mut client, frames(1).into_iter(), Duration::from_millis(80), |_| {}, || false);
+    let frame = FrameLength { samples: FRAME, time: Duration::from_millis(80) };
+    let said = converse(&mut client, frames(1).into_iter(), frame, |_| {}, || false);
     let report = said.await.unwrap();
     assert_eq!(report.text, " at last");
     assert_eq!((report.latency.frames(), report.closed), (1, None));

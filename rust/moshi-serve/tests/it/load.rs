@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use moshi_serve::client::{ClientOptions, LoadOptions, LoadReport, load_test};
+use moshi_serve::client::{ClientOptions, FrameLength, LoadOptions, LoadReport, load_test};
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -21,8 +21,7 @@ fn options(url: String) -> LoadOptions {
         sessions: 1,
         duration: frame_time * FRAMES as u32,
         samples: frames(FRAMES).concat(),
-        frame_samples: FRAME,
-        frame_time,
+        frame: FrameLength { samples: FRAME, time: frame_time },
     }
 }
 
