@@ -21,7 +21,7 @@ use crate::hub::{Command, Hub, HubOptions, OutputFrame, Shared, next_commands};
 use crate::scheduler::{Decision, Ready, Rules, Scheduler, SlotId};
 
 /// Steps of one size that are timed at the start, after one that warms up. Odd: the median counts.
-const TIMED_STEPS: usize = 5;
+const TIMED_STEPS: usize = 9;
 
 struct Live<S> {
     stream: S,

@@ -157,6 +157,7 @@ pub(crate) fn loadtest(args: &LoadtestArgs) -> Result<i32> {
             "answered_frames": report.latency.frames(),
             "latency_ms": { "p50": p50, "p95": p95, "p99": p99, "max": most },
             "step_ms": step,
+            "step_p99_ms": step.map(|_| report.steps.percentile_ms(0.99)),
             "overhead_p99_ms": overhead,
             "late_frames": report.late_frames,
             "dropped_frames": report.dropped_frames,
