@@ -52,12 +52,13 @@ impl GroupScratch {
     }
 }
 
-/// Lengths of `groups` parts of `count` things, as equal as can be.
+/// Lengths of `groups` parts of `count` things, as equal as can be, the longer ones first: whoever
+/// begins waits less.
 pub(crate) fn lengths(count: usize, groups: usize) -> impl Iterator<Item = usize> {
-    (0..groups).map(move |group| count * (group + 1) / groups - count * group / groups)
+    (0..groups).map(move |group| count / groups + usize::from(group < count % groups))
 }
 
-/// The first of the errors of threads that work at the same time.
+/// One of the errors of threads that work at the same time: the one that came first.
 #[derive(Debug, Default)]
 pub(crate) struct FirstError(Mutex<Option<Error>>);
 
@@ -131,7 +132,7 @@ mod tests {
 
     #[test]
     fn groups_are_as_equal_as_can_be() {
-        assert!(lengths(7, 3).eq([2, 2, 3]));
+        assert!(lengths(7, 3).eq([3, 2, 2]));
         assert!(lengths(2, 2).eq([1, 1]));
         assert!((1..50).all(|count| lengths(count, 4).sum::<usize>() == count));
     }

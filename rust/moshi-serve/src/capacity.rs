@@ -9,11 +9,12 @@
 
 use std::time::Duration;
 
-/// Part of a frame's time that a step may take.
-const STEP_BUDGET: f64 = 0.8;
-/// Part of the processors that steps and connections may take together: frames come unevenly, and
-/// none is to be late; networks and other programs take their part, too.
-const PROCESSORS_BUDGET: f64 = 0.5;
+/// Part of a frame's time that a step may take, and of the processors that steps and connections
+/// may take together.
+const BUDGET: f64 = 0.8;
+/// Connections are counted so often: their frames come unevenly, and those of a whole batch wait for
+/// the processors when the next step begins.
+const CONNECTIONS: f64 = 3.0;
 /// Weight of a new measurement.
 const LEARNING_RATE: f64 = 0.02;
 /// The same for the usual time of a step.
@@ -100,9 +101,9 @@ impl Capacity {
             let step_s = usual_s * self.ratio;
             // Without the ratio: what connections take of the processors is in it already.
             let busy_s = usual_s * self.beside.step_threads as f64
-                + streams as f64 * self.beside.frame.as_secs_f64();
-            let processors_s = self.frame_s * self.beside.processors.max(1) as f64;
-            step_s <= self.frame_s * STEP_BUDGET && busy_s <= processors_s * PROCESSORS_BUDGET
+                + CONNECTIONS * streams as f64 * self.beside.frame.as_secs_f64();
+            let budget_s = self.frame_s * BUDGET;
+            step_s <= budget_s && busy_s <= budget_s * self.beside.processors.max(1) as f64
         };
         // Times grow with the number of streams, so the largest that fits can be bisected.
         let (mut low, mut high) = (1, self.most.max(1));
@@ -196,13 +197,13 @@ mod tests {
         let beside = |frame, step_threads, processors| {
             alone.clone().with(Beside { frame, step_threads, processors }).sessions()
         };
-        assert_eq!(beside(ms(2.0), 2, 2), 6, "2 (6 + 4 n) + 2 n milliseconds in 80");
+        assert_eq!(beside(ms(2.0), 2, 2), 8, "2 (6 + 4 n) + 6 n milliseconds in 128");
         assert_eq!(beside(ms(2.0), 2, 16), 14, "the step decides");
-        assert_eq!(beside(ms(2.0), 1, 2), 12, "6 + 4 n + 2 n milliseconds in 80");
+        assert_eq!(beside(ms(2.0), 1, 2), 12, "6 + 4 n + 6 n milliseconds in 128");
         assert_eq!(beside(ms(60.0), 2, 2), 1);
         let mut busy = alone.with(Beside { frame: ms(2.0), step_threads: 2, processors: 2 });
-        (0..400).for_each(|_| busy.observe(2, ms(21.0), ms(0.0)));
-        assert_eq!(busy.sessions(), 6, "steps that wait for connections are not counted twice");
+        (0..400).for_each(|_| busy.observe(2, ms(16.0), ms(0.0)));
+        assert_eq!(busy.sessions(), 8, "steps that wait for connections are not counted twice");
     }
 
     #[test]

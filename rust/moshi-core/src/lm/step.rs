@@ -138,7 +138,9 @@ impl<E: Executor> LanguageModel<E> {
         let groups = self.exec.groups(slots.len(), self.weights);
         let mut memory = self.memory.take();
         let StepMemory { scratch, hidden } = &mut *memory;
-        hidden.resize_with(groups.max(hidden.len()), || None);
+        // After an error, some are left.
+        hidden.clear();
+        hidden.resize_with(groups, || None);
         let (list, scratches) = scratch.reset(groups);
         let (mut slots, mut outputs) = (slots, &mut outputs[..]);
         let each = lengths(slots.len(), groups).zip(scratches).zip(hidden);
@@ -176,9 +178,9 @@ impl<E: Executor> LanguageModel<E> {
         let Group { scratch, slots, outputs, hidden } = group;
         let scratch = &**scratch;
         let order = scratch.list(self.config.card, std::iter::repeat(0));
-        if let Some(hidden) = hidden.take() {
-            self.depth_step((exec, scratch), slots, &hidden, outputs, order)?;
-        }
+        let hidden = hidden.take().expect("the first half was done");
+        self.depth_step((exec, scratch), slots, &hidden, outputs, order)?;
+        drop(hidden);
         for (slot, output) in slots.iter_mut().zip(outputs.iter_mut()) {
             slot.hooks.audio_tokens(&mut output.audio_tokens);
             for &token in &output.audio_tokens {

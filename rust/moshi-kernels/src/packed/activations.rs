@@ -38,7 +38,7 @@ impl Quantised {
     /// writing them down: the same as [`Kernels::rms_norm`] and [`Quantised::set`].
     pub fn set_normed(&mut self, kernels: Kernels, x: &[f32], alpha: &[f32], eps: f32) {
         let width = alpha.len();
-        let blocks = self.blocks_of(x, width).chunks_exact_mut((width / BLOCK).max(1));
+        let blocks = self.blocks_of(x, width).chunks_exact_mut(width / BLOCK);
         for (x, blocks) in x.chunks_exact(width).zip(blocks) {
             dispatch!(kernels, variants::round_normed(x, alpha, eps, blocks));
         }

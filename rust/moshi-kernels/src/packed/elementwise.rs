@@ -17,12 +17,15 @@ use crate::scalar::{LANES, sum_lanes};
 impl Kernels {
     /// Exponential linear unit with alpha 1, in place.
     pub fn elu(self, pool: &Pool, x: &mut [f32]) {
-        in_parts(pool, x, &|_, x| dispatch!(self, variants::elu(x)));
+        in_parts(pool, x, EXPONENTIAL, &|_, x| dispatch!(self, variants::elu(x)));
     }
 
     /// `x = elu(x + y)`.
     pub fn add_elu(self, pool: &Pool, x: &mut [f32], y: &[f32]) {
-        in_parts(pool, x, &|first, x| dispatch!(self, variants::add_elu(x, &y[first..])));
+        let work = |first: usize, x: &mut [f32]| {
+            dispatch!(self, variants::add_elu(x, &y[first..]));
+        };
+        in_parts(pool, x, EXPONENTIAL, &work);
     }
 
     /// Gaussian error linear unit by the error function, in place.
@@ -57,7 +60,7 @@ impl Kernels {
     /// Products of every row of `x` with `weight`, and `bias`.
     pub fn dots(self, pool: &Pool, x: FloatRows<'_>, weight: &[f32], bias: f32, y: &mut [f32]) {
         let width = weight.len();
-        in_parts(pool, y, &|first, y| {
+        in_parts(pool, y, width * size_of::<f32>(), &|first, y| {
             for (row, y) in (first..).zip(y) {
                 *y = dispatch!(self, variants::dot(x.row(row, width), weight)) + bias;
             }
@@ -71,21 +74,23 @@ impl Kernels {
 }
 
 /// Calls `work` with parts of `x` and where they begin, on the threads of the pool where that helps.
-fn in_parts(pool: &Pool, x: &mut [f32], work: &(dyn Fn(usize, &mut [f32]) + Sync)) {
-    let whole = x.len() / PART * PART;
+/// `cost` is what a value takes, in bytes that can be read meanwhile.
+fn in_parts(pool: &Pool, x: &mut [f32], cost: usize, work: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+    let part = (PART_BYTES / cost.max(1)).max(LANES);
+    let whole = x.len() / part * part;
     let (parts, rest) = x.split_at_mut(whole);
-    let parts = Rows::new(parts, PART);
-    split(pool, whole / PART, whole * COST, &|part| {
+    let parts = Rows::new(parts, part);
+    split(pool, whole / part, whole * cost, &|number| {
         // SAFETY: every row is one part of the work.
-        work(part * PART, unsafe { parts.row(part) });
+        work(number * part, unsafe { parts.row(number) });
     });
     work(whole, rest);
 }
 
-/// Values of a part.
-const PART: usize = 4096;
-/// Bytes that can be read while an exponential is computed.
-const COST: usize = 8;
+/// What a part takes, in bytes that can be read meanwhile.
+const PART_BYTES: usize = 32 << 10;
+/// The same for an exponential.
+const EXPONENTIAL: usize = 8;
 
 /// Sums in lanes of their own, then pairwise: no order for the compiler to keep.
 #[inline(always)]
@@ -286,7 +291,7 @@ mod tests {
         each(|kernels| {
             let pool = Pool::new(2);
             // Less than a part, and several with a rest.
-            for count in [131, 9 * PART + 131] {
+            for count in [131, 9 * PART_BYTES / EXPONENTIAL + 131] {
                 let x = wave(count);
                 let (mut a, mut b) = (x.clone(), x.clone());
                 kernels.elu(&pool, &mut a);
@@ -303,9 +308,15 @@ mod tests {
             let rows = FloatRows { x: &x, stride: 2, rows_per_group: usize::MAX, group_stride: 0 };
             let mut y = vec![0.0; 5000];
             kernels.dots(&pool, rows, &weight, 0.5, &mut y);
-            let expected: Vec<f32> = (0..5000)
-                .map(|row| scalar::dot(&x[2 * row..2 * row + 47], &weight) + 0.5)
-                .collect();
+            let dot = |at: usize| scalar::dot(&x[at..at + 47], &weight) + 0.5;
+            let expected: Vec<f32> = (0..5000).map(|row| dot(2 * row)).collect();
+            assert_close(&y, &expected, 1e-4);
+            // Windows of two streams.
+            let rows = FloatRows { x: &x, stride: 2, rows_per_group: 1500, group_stride: 4000 };
+            let mut y = vec![0.0; 3000];
+            kernels.dots(&pool, rows, &weight, 0.5, &mut y);
+            let expected: Vec<f32> =
+                (0..3000).map(|row| dot(row / 1500 * 4000 + row % 1500 * 2)).collect();
             assert_close(&y, &expected, 1e-4);
 
             let x = wave(131);

@@ -151,21 +151,31 @@ impl Pool {
         }
     }
 
-    /// Calls `work` once with every item and its number, on any threads, and returns when all calls
-    /// have ended.
+    /// Calls `work` once with every item and its number, on any threads of the pool, whether they
+    /// take part in other operations or not, and returns when all calls have ended. Operations
+    /// within `work` run alone, those for a single item on the pool.
     ///
     /// # Panics
     /// If a call panics.
     pub fn each<T: Send>(&self, items: &mut [T], work: &(dyn Fn(usize, &mut T) + Sync)) {
         if let [item] = items {
-            // Its own operations may take all threads.
             return work(0, item);
         }
         let rows = Rows::new(items, 1);
-        self.run(rows.count(), &|number| {
-            // SAFETY: every number is one part of the operation.
-            work(number, unsafe { &mut rows.row(number)[0] });
-        });
+        let (parts, capacity) = (rows.count(), self.capacity());
+        // SAFETY: every number is one part of the operation.
+        let part = |number: usize| work(number, unsafe { &mut rows.row(number)[0] });
+        let busy = self.busy.try_lock();
+        if self.workers.is_empty() || matches!(busy, Err(TryLockError::WouldBlock)) {
+            return (0..parts).for_each(part);
+        }
+        let limit = self.shared.limit.swap(capacity, Ordering::SeqCst);
+        if limit < capacity {
+            self.wake(capacity.min(parts.max(1)) - 1);
+        }
+        let limited = Limited { shared: &self.shared, limit };
+        self.share(capacity, parts, &part);
+        drop(limited);
     }
 
     /// Runs an operation on all threads that take part. Returns how long the caller waited for
@@ -193,6 +203,18 @@ impl Pool {
         let failed = shared.failed.swap(false, Ordering::Relaxed);
         assert!(!failed, "a thread of the pool panicked");
         waited
+    }
+}
+
+/// Sets the number of threads back, also after a panic.
+struct Limited<'a> {
+    shared: &'a Shared,
+    limit: usize,
+}
+
+impl Drop for Limited<'_> {
+    fn drop(&mut self) {
+        self.shared.limit.store(self.limit, Ordering::SeqCst);
     }
 }
 
@@ -359,13 +381,15 @@ mod tests {
     #[test]
     fn every_item_is_changed_once_and_may_use_the_pool() {
         let pool = Pool::new(3);
-        for count in [0, 1, 2, 40] {
+        for (count, threads) in [(0, 3), (1, 3), (2, 1), (40, 3), (40, 1)] {
+            pool.set_threads(threads);
             let mut items: Vec<usize> = vec![0; count];
             pool.each(&mut items, &|number, item| {
                 pool.run(3, &|_| {});
                 *item += 1 + number;
             });
             assert!(items.into_iter().eq(1..=count));
+            assert_eq!(pool.threads(), threads);
         }
     }
 

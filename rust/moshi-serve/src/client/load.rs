@@ -51,8 +51,9 @@ pub struct LoadReport {
 }
 
 /// Runs the conversations, their starts spread over a frame's time. Setting `stop` ends them. What
-/// they say is packed once for all, before the first begins, and what they hear is counted: many
-/// callers take little time of the processors that the server may be using, too.
+/// they hear is counted, and what they say in tests of up to ten minutes is packed once for all,
+/// before the first begins: many callers take little time of the processors that the server may be
+/// using, too.
 ///
 /// # Errors
 /// [`ServeError`] when not even one can connect.
@@ -103,17 +104,27 @@ pub async fn load_test(
     }
 }
 
-/// What every conversation sends, frame by frame.
+/// Longest test whose audio is kept packed: some megabytes.
+const MOST_PACKED: Duration = Duration::from_secs(600);
+
+impl LoadOptions {
+    fn frames(&self) -> usize {
+        (self.duration.as_secs_f64() / self.frame.time.as_secs_f64()).ceil() as usize
+    }
+
+    /// What is said in a frame.
+    fn said(&self, index: usize) -> Vec<f32> {
+        let len = self.samples.len().max(1);
+        let sample = |at: usize| self.samples.get(at % len).copied().unwrap_or(0.0);
+        (0..self.frame.samples).map(|i| sample(index * self.frame.samples + i)).collect()
+    }
+}
+
+/// What every conversation sends, frame by frame; nothing where each packs it itself.
 fn packed_frames(options: &LoadOptions) -> Result<Arc<[Arc<[u8]>]>, ServeError> {
-    let count = options.duration.as_secs_f64() / options.frame.time.as_secs_f64();
     let mut packer = Packer::new(&options.url, &options.client)?;
-    let mut samples = options.samples.iter().copied().cycle();
-    (0..count.ceil() as usize)
-        .map(|_| {
-            let frame = (0..options.frame.samples).map(|_| samples.next().unwrap_or(0.0));
-            packer.pack(&frame.collect::<Vec<f32>>()).map(Arc::from)
-        })
-        .collect()
+    let count = if options.duration > MOST_PACKED { 0 } else { options.frames() };
+    (0..count).map(|index| packer.pack(&options.said(index)).map(Arc::from)).collect()
 }
 
 async fn one(
@@ -130,8 +141,10 @@ async fn one(
     parameters.push(("stats".into(), "1".into()));
     let client = ClientOptions { parameters, counts_only: true, ..options.client.clone() };
     let mut client = ChatClient::connect(&options.url, &client).await.map_err(failed)?;
-    let count = frames.len();
-    let frames = (0..count).map(|index| Outgoing::Packed(Arc::clone(&frames[index])));
+    let frames = (0..options.frames()).map(|index| match frames.get(index) {
+        Some(packed) => Outgoing::Packed(Arc::clone(packed)),
+        None => Outgoing::Samples(options.said(index)),
+    });
     let stopped = || stop.load(Ordering::Relaxed);
     let report =
         converse(&mut client, frames, options.frame, |_| {}, stopped).await.map_err(failed)?;

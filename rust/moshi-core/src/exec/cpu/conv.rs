@@ -162,4 +162,22 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_single_output_equals_the_reference() {
+        let noise = |count: usize| (0..count).map(|i| (i as f32 * 0.61).cos()).collect::<Vec<_>>();
+        for (kernel, stride, bias) in
+            [(1, 1, None), (3, 1, None), (7, 1, Some(vec![0.25])), (3, 3, Some(vec![-1.0]))]
+        {
+            let conv = HostConv::new([1, 12, kernel], stride, noise(12 * kernel), bias);
+            let expected = outputs(&Scalar, conv.clone());
+            for threads in [1, 2] {
+                let got = outputs(&Cpu::new(Some(threads)).unwrap(), conv.clone());
+                assert_eq!(got.len(), 2 * 2 * 3 / stride);
+                for (got, expected) in got.iter().zip(&expected) {
+                    assert!((got - expected).abs() < 1e-5, "{got} is not {expected}");
+                }
+            }
+        }
+    }
 }

@@ -9,7 +9,7 @@
 use super::super::Reuse;
 
 /// Weights that are read at the speed of caches.
-pub(super) const CACHED_BYTES: u64 = 16 << 20;
+const CACHED_BYTES: u64 = 16 << 20;
 /// Rows of a product that take longer to compute than its weights to read.
 const COMPUTED_ROWS: usize = 32;
 /// Groups for every thread, at most: a thread that the system interrupts leaves the rest to others.

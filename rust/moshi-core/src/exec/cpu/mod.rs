@@ -186,7 +186,7 @@ impl Executor for Cpu {
     }
 
     fn groups(&self, streams: usize, weights: Reuse) -> usize {
-        groups::of(streams, weights, self.threads())
+        groups::of(streams, weights, self.shared.pool.capacity())
     }
 
     fn each<T: Send>(&self, items: &mut [T], work: impl Fn(&Self, &mut T) + Sync) {

@@ -144,7 +144,8 @@ impl Search {
         }
         // Where numbers are too large to tell, an entry is a candidate.
         let scores = scores.iter().enumerate();
-        scores.filter(move |&(_, &least)| least <= limit || least.is_nan()).map(|(index, _)| index)
+        let may_be = move |least: f32| least <= limit || least.is_nan() || !limit.is_finite();
+        scores.filter(move |&(_, &least)| may_be(least)).map(|(index, _)| index)
     }
 }
 
@@ -213,7 +214,7 @@ mod tests {
             }
         }
         let x = noise.take(count * cols);
-        for scale in [1.0, 1e-3, 1e4, 1e15] {
+        for scale in [1.0, 1e-3, 1e4, 1e15, 1e19, 1e30] {
             let scaled = entries.iter().map(|value| value * scale).collect();
             let table = Table::new(HostMatrix::floats(rows, cols, scaled));
             let near = x.iter().map(|value| value * scale).collect::<Vec<_>>();

@@ -1,15 +1,13 @@
 //! How many threads a step takes: as many as help to read its weights.
 //!
 //! Memory is read no faster by many threads than by some, and threads that do not help take the
-//! processor from others. Weights that stay in the caches are not measured: every thread takes
-//! streams of its own.
+//! processor from others. Groups of streams, which share nothing, take all.
 
 use std::time::{Duration, Instant};
 
 use moshi_kernels::packed::{PackedMatrix, Store};
 
 use super::Cpu;
-use super::groups::CACHED_BYTES;
 
 /// More than the caches of most processors; the largest weights up to this are measured with.
 const SAMPLE_BYTES: usize = 128 << 20;
@@ -21,11 +19,6 @@ const LEAST_GAIN: f64 = 3.0;
 /// Measures with the largest of these weights and sets the number of threads.
 pub(super) fn tune(exec: &Cpu, weights: &[&PackedMatrix]) {
     let pool = &exec.shared.pool;
-    let all: usize = weights.iter().map(|weight| weight.bytes()).sum();
-    if all as u64 <= CACHED_BYTES {
-        // Streams share none of the work on them: every thread takes its part of the time.
-        return pool.set_watched_threads(pool.capacity(), 1.0 / pool.capacity() as f64);
-    }
     let mut largest = weights.to_vec();
     largest.sort_by_key(|weight| std::cmp::Reverse(weight.bytes()));
     let mut bytes = 0;
