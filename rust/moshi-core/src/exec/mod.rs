@@ -227,7 +227,9 @@ pub trait Executor: Clone + Send + Sync + 'static {
     /// threads: what `work` does takes one of them. At most as many items as
     /// [`Executor::groups`] gave.
     fn each<T: Send>(&self, items: &mut [T], work: impl Fn(&Self, &mut T) + Sync) {
-        items.iter_mut().for_each(|item| work(self, item));
+        for item in items {
+            work(self, item);
+        }
     }
     /// Bytes that [`Executor::weight`] takes for a matrix in a storage.
     fn weight_bytes(&self, storage: Storage, rows: usize, cols: usize) -> u64 {

@@ -60,7 +60,7 @@ impl Kernels {
     /// Products of every row of `x` with `weight`, and `bias`.
     pub fn dots(self, pool: &Pool, x: FloatRows<'_>, weight: &[f32], bias: f32, y: &mut [f32]) {
         let width = weight.len();
-        in_parts(pool, y, width * size_of::<f32>(), &|first, y| {
+        in_parts(pool, y, size_of_val(weight), &|first, y| {
             for (row, y) in (first..).zip(y) {
                 *y = dispatch!(self, variants::dot(x.row(row, width), weight)) + bias;
             }
