@@ -48,8 +48,8 @@ pub struct Frame {
 pub trait Engine: Send + Sync {
     /// Executor and device.
     fn name(&self) -> String;
-    /// Threads of a step.
-    fn threads(&self) -> usize;
+    /// The most threads that a step takes.
+    fn most_threads(&self) -> usize;
     /// Samples per frame.
     fn frame_samples(&self) -> usize;
     /// Identity of weights and settings.
@@ -193,8 +193,8 @@ impl<E: Executor> Engine for SpeechEngine<E> {
         self.exec.name()
     }
 
-    fn threads(&self) -> usize {
-        self.exec.threads()
+    fn most_threads(&self) -> usize {
+        self.exec.most_threads()
     }
 
     fn frame_samples(&self) -> usize {

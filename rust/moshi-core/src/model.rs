@@ -244,9 +244,9 @@ impl Model {
         &self.info
     }
 
-    /// Threads of a step at the moment, see [`crate::exec::Executor::threads`].
-    pub fn threads(&self) -> usize {
-        self.engine.threads()
+    /// The most threads that a step takes, see [`crate::exec::Executor::most_threads`].
+    pub fn most_threads(&self) -> usize {
+        self.engine.most_threads()
     }
 
     /// Config of the language model.

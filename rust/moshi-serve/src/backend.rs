@@ -122,7 +122,7 @@ impl ModelBackend {
             session_bytes,
             executor: info.executor.clone(),
             // One feeds a device.
-            threads: if info.device == "cpu" { model.threads() } else { 1 },
+            threads: if info.device == "cpu" { model.most_threads() } else { 1 },
         };
         Self { model, card }
     }

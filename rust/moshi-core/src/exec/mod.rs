@@ -213,6 +213,10 @@ pub trait Executor: Clone + Send + Sync + 'static {
     fn device(&self) -> &'static str;
     /// Threads that take part in a step at the moment.
     fn threads(&self) -> usize;
+    /// The most that may take part: where groups of streams do, see [`Executor::groups`].
+    fn most_threads(&self) -> usize {
+        self.threads()
+    }
     /// Chooses what is chosen by measurement, such as the number of threads, given the weights
     /// that a step reads.
     fn tune(&self, _weights: &[&Self::Weight]) -> Result<()> {

@@ -178,6 +178,10 @@ impl Executor for Cpu {
         self.shared.pool.threads()
     }
 
+    fn most_threads(&self) -> usize {
+        self.shared.pool.capacity()
+    }
+
     fn tune(&self, weights: &[&PackedMatrix]) -> Result<()> {
         if self.shared.tunes && self.shared.pool.capacity() > 1 {
             tuning::tune(self, weights);
@@ -186,7 +190,7 @@ impl Executor for Cpu {
     }
 
     fn groups(&self, streams: usize, weights: Reuse) -> usize {
-        groups::of(streams, weights, self.shared.pool.capacity())
+        groups::of(streams, weights, self.most_threads())
     }
 
     fn each<T: Send>(&self, items: &mut [T], work: impl Fn(&Self, &mut T) + Sync) {
