@@ -117,8 +117,8 @@ def test_second_call_into_a_session_is_an_error(
 
 
 def test_second_call_into_a_stream_is_an_error(mimi: moshi_rs.Mimi) -> None:
-    streams = [mimi.stream() for _ in range(200)]
-    pcm = np.zeros((200, FRAME), np.float32)
+    streams = [mimi.stream() for _ in range(2_000)]
+    pcm = np.zeros((2_000, FRAME), np.float32)
     stream = streams[-1]
     with running(lambda: mimi.encode_step_batch(streams, pcm)):
         for call in (stream.reset, stream.fork, stream.snapshot):
