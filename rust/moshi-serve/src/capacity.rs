@@ -14,7 +14,7 @@ use std::time::Duration;
 const BUDGET: f64 = 0.8;
 /// Connections are counted so often: their frames come unevenly, and those of a whole batch wait for
 /// the processors when the next step begins.
-const CONNECTIONS: f64 = 3.0;
+const CONNECTIONS: f64 = 4.0;
 /// Weight of a new measurement.
 const LEARNING_RATE: f64 = 0.02;
 /// The same for the usual time of a step.
@@ -197,13 +197,13 @@ mod tests {
         let beside = |frame, step_threads, processors| {
             alone.clone().with(Beside { frame, step_threads, processors }).sessions()
         };
-        assert_eq!(beside(ms(2.0), 2, 2), 8, "2 (6 + 4 n) + 6 n milliseconds in 128");
+        assert_eq!(beside(ms(2.0), 2, 2), 7, "2 (6 + 4 n) + 8 n milliseconds in 128");
         assert_eq!(beside(ms(2.0), 2, 16), 14, "the step decides");
-        assert_eq!(beside(ms(2.0), 1, 2), 12, "6 + 4 n + 6 n milliseconds in 128");
+        assert_eq!(beside(ms(2.0), 1, 2), 10, "6 + 4 n + 8 n milliseconds in 128");
         assert_eq!(beside(ms(60.0), 2, 2), 1);
         let mut busy = alone.with(Beside { frame: ms(2.0), step_threads: 2, processors: 2 });
         (0..400).for_each(|_| busy.observe(2, ms(16.0), ms(0.0)));
-        assert_eq!(busy.sessions(), 8, "steps that wait for connections are not counted twice");
+        assert_eq!(busy.sessions(), 7, "steps that wait for connections are not counted twice");
     }
 
     #[test]
