@@ -11,7 +11,7 @@ use super::super::Reuse;
 /// Weights that are read at the speed of caches.
 const CACHED_BYTES: u64 = 16 << 20;
 /// Rows of a product that take longer to compute than its weights to read.
-const COMPUTED_ROWS: usize = 32;
+const COMPUTED_ROWS: usize = 20;
 /// Groups for every thread, at most: a thread that the system interrupts leaves the rest to others.
 const ROUNDS: usize = 4;
 /// Streams of a group, at least, where threads have several.
@@ -51,9 +51,10 @@ mod tests {
 
     #[test]
     fn large_weights_are_shared_until_they_meet_many_rows() {
-        let codec = Reuse { bytes: 150 * MIB, rows_per_stream: 13 };
-        assert_eq!([2, 4, 6, 8].map(|streams| of(streams, codec, 2)), [1, 1, 2, 2]);
+        // The public codec; with 8 streams on two threads, groups were a seventh faster.
+        let codec = Reuse { bytes: 165 * MIB, rows_per_stream: 5 };
+        assert_eq!([2, 4, 6, 8].map(|streams| of(streams, codec, 2)), [1, 1, 1, 2]);
         let language = Reuse { bytes: 1000 * MIB, rows_per_stream: 1 };
-        assert_eq!([8, 63, 64].map(|streams| of(streams, language, 2)), [1, 1, 8]);
+        assert_eq!([8, 39, 40].map(|streams| of(streams, language, 2)), [1, 1, 4]);
     }
 }
