@@ -61,6 +61,8 @@ pub(crate) struct Settings {
     pub(crate) text_only: bool,
     pub(crate) turn_detection: Value,
     pub(crate) max_output_tokens: Value,
+    /// When the session ends, in seconds since 1970, where that is known.
+    pub(crate) expires_at: Option<u64>,
     /// Those of [`KEPT`].
     other: serde_json::Map<String, Value>,
     transcription: Value,
@@ -87,6 +89,7 @@ impl Settings {
             text_only: false,
             turn_detection: Value::Null,
             max_output_tokens: "inf".into(),
+            expires_at: None,
             other,
             transcription: Value::Null,
             noise_reduction: Value::Null,
@@ -175,6 +178,9 @@ impl Settings {
         set("id", self.id.clone().into());
         set("object", "realtime.session".into());
         set("model", self.model.clone().into());
+        if let Some(end) = self.expires_at {
+            set("expires_at", end.into());
+        }
         let modalities = match (dialect, self.text_only) {
             (_, true) => json!(["text"]),
             (Dialect::Current, false) => json!(["audio"]),

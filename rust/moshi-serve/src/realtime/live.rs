@@ -3,7 +3,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -17,7 +17,7 @@ use super::fixture::Fixture;
 use super::pace::Pace;
 use super::{
     Gone, MAX_BACKLOG_FRAMES, TICK, leave, length, max_message_bytes, refuse_now, refused,
-    session_request, too_large,
+    session_request, since_1970, too_large,
 };
 use crate::hub::{End, OutputFrame, SessionHandle};
 use crate::line::{Early, Watch, wait_for_slot};
@@ -89,8 +89,7 @@ async fn run(app: &App, mut socket: Socket) {
     resource["object"] = "live.session".into();
     resource["status"] = "active".into();
     // Sessions have no end of their own; a day is a promise that can be kept.
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    resource["expires_at"] = (now + 86_400).into();
+    resource["expires_at"] = (since_1970().as_secs() + 86_400).into();
     // What is no object cannot be written into.
     if !resource["audio"].is_object() {
         resource["audio"] = json!({});
@@ -246,8 +245,10 @@ impl Live<'_> {
                 }
                 changed = drain.changed(), if !told => {
                     told = true;
-                    if changed.is_ok() {
-                        let text = "the server is shutting down; connect to another one soon";
+                    let left = *drain.borrow();
+                    if let (Ok(()), Some(left)) = (changed, left) {
+                        let left = left.as_secs();
+                        let text = format!("the server shuts down in {left} s; connect to another one");
                         let body = json!({ "code": "server_draining", "message": text });
                         self.send("info", body).await?;
                     }

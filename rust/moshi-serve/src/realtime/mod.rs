@@ -20,7 +20,7 @@ mod vad;
 use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::State;
@@ -245,6 +245,8 @@ impl Session<'_> {
         ping.reset();
         let mut ended = pin!(self.handle.ended());
         let mut alive = Instant::now();
+        let mut drain = self.app.drain.clone();
+        let mut told = false;
         loop {
             tokio::select! {
                 end = &mut ended => return self.over(end).await,
@@ -288,8 +290,22 @@ impl Session<'_> {
                         return Err(Gone);
                     }
                 }
+                changed = drain.changed(), if !told => {
+                    told = true;
+                    let left = *drain.borrow();
+                    if let (Ok(()), Some(left)) = (changed, left) {
+                        self.tell_the_end(left).await?;
+                    }
+                }
             }
         }
+    }
+
+    /// Tells when the server ends the session; of the protocol's events the one that stops nobody.
+    async fn tell_the_end(&mut self, left: Duration) -> Sent {
+        self.settings.expires_at = Some((since_1970() + left).as_secs());
+        let session = self.settings.json(self.dialect);
+        self.send("session.updated", json!({ "session": session })).await
     }
 
     /// What is finished is still the client's, and what the model was saying ends with it.
@@ -435,6 +451,11 @@ async fn leave(
 fn farewell(end: End) -> (u16, String) {
     let (code, reason) = end.close();
     (code, reason.to_owned())
+}
+
+/// Time as the protocols tell it.
+pub(crate) fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// How long samples at the model's rate last.

@@ -1,7 +1,7 @@
 //! Ephemeral keys: a server of the operator's exchanges its key for one that a browser may see.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -11,6 +11,7 @@ use axum::response::IntoResponse;
 use serde_json::{Value, json};
 
 use super::events::{BadSetting, Dialect, Settings};
+use super::since_1970;
 use crate::auth::{EPHEMERAL_KEY, Promise, TICKET_LIFE};
 use crate::routes::{App, refusal};
 
@@ -57,10 +58,9 @@ pub(crate) async fn handler(
         let message = "too many ephemeral keys are out; try again in a minute";
         return refusal(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let body = json!({
         "value": format!("{EPHEMERAL_KEY}{ticket}"),
-        "expires_at": (now + life).as_secs(),
+        "expires_at": (since_1970() + life).as_secs(),
         "session": told,
     });
     ([(CACHE_CONTROL, "no-store")], axum::Json(body)).into_response()

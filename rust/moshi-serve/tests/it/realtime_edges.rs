@@ -1,7 +1,7 @@
 //! OpenAI's protocols where clients are hasty, hostile or interrupted.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -237,6 +237,41 @@ async fn shutting_down_closes_what_the_model_is_saying() {
     server.outcome().await.unwrap();
 }
 
+/// Of the events of this protocol, `error` would end some clients, and others end at unknown ones.
+#[tokio::test]
+async fn sessions_are_told_when_the_server_ends_them() {
+    let settings = ServeConfig { drain: Duration::from_secs(600), ..config(2) };
+    let server = Running::start(&Arc::new(Echo::new()), settings);
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let beta = ("openai-beta", "realtime=v1");
+    let mut current = Client::connect(&server, REALTIME, &[]).await;
+    let mut older = Client::connect(&server, REALTIME, &[beta]).await;
+    let created = current.find("session.created").await;
+    assert_eq!(created["session"]["expires_at"], Value::Null, "nobody knows yet");
+    older.find("conversation.created").await;
+    let before = now();
+    server.request_stop().await;
+    let deltas = ["response.output_audio.delta", "response.audio.delta"];
+    for (client, delta) in [&mut current, &mut older].into_iter().zip(deltas) {
+        let event = client.next().await;
+        assert_eq!(event["type"], "session.updated");
+        let end = event["session"]["expires_at"].as_u64().unwrap();
+        assert!((before + 600..=now() + 600).contains(&end), "{end}");
+        // The conversation goes on.
+        client.say("input_audio_buffer.append", &frames(12)).await;
+        client.find(delta).await;
+        client.send(json!({ "type": "session.update", "session": { "type": "realtime" } })).await;
+        let again = client.find("session.updated").await;
+        assert_eq!(again["session"]["expires_at"], end);
+    }
+    server.request_stop().await;
+    for client in [&mut current, &mut older] {
+        assert_eq!(client.find("error").await["error"]["code"], "server_draining");
+        assert_eq!(client.close_code().await, Some(1001));
+    }
+    server.outcome().await.unwrap();
+}
+
 async fn said_to_goodbye(server: &Running, path: &str, code: CloseCode) -> Option<u16> {
     let mut client = Client::connect(server, path, &[]).await;
     let frame = CloseFrame { code, reason: "".into() };
@@ -287,6 +322,7 @@ async fn live_sessions_are_told_of_the_shutdown_and_get_what_is_finished() {
     server.request_stop().await;
     let info = client.find("info").await;
     assert_eq!(info["code"], "server_draining");
+    assert!(info["message"].as_str().unwrap().contains("600 s"), "{info}");
     server.request_stop().await;
     let closed = client.find("session.closed").await;
     assert_eq!(closed["reason"], "expired");
