@@ -54,13 +54,13 @@ def server(*options: str):
 
 
 @contextlib.contextmanager
-def started(*options: str):
-    """As ``server``, with the process."""
+def started(*options: str, drain: int = 1):
+    """As ``server``, with the process, which a test may stop itself."""
     model = os.environ.get("MOSHI_RS_MODEL")
     if model:
         options = (*options, "--model", model)
     process = subprocess.Popen(
-        [*command(), "serve", "--port", "0", "--drain", "1", *options],
+        [*command(), "serve", "--port", "0", "--drain", str(drain), *options],
         stdout=subprocess.PIPE,
         stderr=sys.stderr,
         text=True,
@@ -78,41 +78,17 @@ def started(*options: str):
 
 
 @dataclass
-class Witness:
-    """A relay that keeps what the server sends: WebSocket messages of one connection."""
+class Carried:
+    """One connection through a relay."""
 
-    host: str
-    port: int
+    #: The first line of what the client asks for.
+    request: str = ""
+    #: What the server sent.
     data: bytearray = field(default_factory=bytearray)
-
-    def __enter__(self):
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = self.listener.getsockname()
-        threading.Thread(target=self._relay, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.listener.close()
-
-    def _relay(self):
-        client, _ = self.listener.accept()
-        upstream = socket.create_connection((self.host, self.port))
-        for end in client, upstream:
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        threading.Thread(target=self._copy, args=(client, upstream, False), daemon=True).start()
-        self._copy(upstream, client, True)
-
-    def _copy(self, source, sink, keep):
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if keep:
-                    self.data += data
-                sink.sendall(data)
-        with contextlib.suppress(OSError):
-            sink.shutdown(socket.SHUT_WR)
+    lost: bool = False
 
     def messages(self) -> list[bytes]:
-        """Payloads of the binary messages, each in one frame as our server sends them."""
+        """Payloads of the server's binary messages, each in one frame as our server sends them."""
         _, _, rest = bytes(self.data).partition(b"\r\n\r\n")
         found = []
         while len(rest) >= 2:
@@ -127,3 +103,55 @@ class Witness:
                 found.append(rest[at : at + size])
             rest = rest[at + size :]
         return found
+
+
+class Relay:
+    """Carries connections to a server, keeps what the server sends, and can lose them unclosed."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.upstream = (host, port)
+        self.connections: list[Carried] = []
+
+    def __enter__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.host, self.port = self.listener.getsockname()
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.listener.close()
+
+    def chats(self) -> list[Carried]:
+        """Conversations, in the order of their connections."""
+        return [one for one in self.connections if one.request.startswith("GET /api/chat")]
+
+    def lose(self) -> None:
+        """From now on nothing goes through the connections that there are."""
+        for connection in self.connections:
+            connection.lost = True
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                server = socket.create_connection(self.upstream)
+                connection = Carried()
+                self.connections.append(connection)
+                for end in client, server:
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for ends in (client, server), (server, client):
+                    arguments = (*ends, connection, ends[0] is server)
+                    threading.Thread(target=self._copy, args=arguments, daemon=True).start()
+
+    def _copy(self, source, sink, connection, answers):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if answers:
+                    connection.data += data
+                elif not connection.request:
+                    connection.request = data.split(b"\r\n")[0].decode()
+                if not connection.lost:
+                    sink.sendall(data)
+        if not connection.lost:
+            with contextlib.suppress(OSError):
+                sink.shutdown(socket.SHUT_WR)

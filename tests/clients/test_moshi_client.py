@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from support import QUESTION, Witness, one_is_in_time, server
+from support import QUESTION, Relay, one_is_in_time, server
 
 HERE = Path(__file__).parent
 SECONDS = 12
@@ -28,14 +28,14 @@ def test_the_python_client_hears_and_shows_what_the_model_says(tmp_path):
 
 
 def converse(answer):
-    with server("--seed", "1") as (host, port), Witness(host, port) as witness:
+    with server("--seed", "1") as (host, port), Relay(host, port) as relay:
         environment = os.environ | {
             "PYTHONPATH": str(HERE / "shim"),
             "SHIM_INPUT": str(QUESTION),
             "SHIM_OUTPUT": str(answer),
             "SHIM_SECONDS": str(SECONDS),
         }
-        address = ["--host", witness.address[0], "--port", str(witness.address[1])]
+        address = ["--host", relay.host, "--port", str(relay.port)]
         done = subprocess.run(
             [sys.executable, str(HERE / "run_moshi_client.py"), *address],
             capture_output=True,
@@ -43,7 +43,8 @@ def converse(answer):
             text=True,
             timeout=120,
         )
-        sent = witness.messages()
+        [chat] = relay.chats()
+        sent = chat.messages()
     print(done.stdout, done.stderr)
     assert done.returncode == 0
     assert sent[0] == bytes(9), "the handshake is first"

@@ -1,8 +1,9 @@
 // The model's frames to the loudspeaker, with as small a buffer as the connection allows.
 
 const RATE_HZ = 24000;
-const SMALLEST = 0.06, LARGEST = 0.4, GROWTH = 0.04; // seconds
-const TOO_LONG = 0.32; // above the wanted buffer: skip to it
+// Seconds that a frame may come later than the one before it.
+const SMALLEST = 0.03, LARGEST = 0.3, GROWTH = 0.04;
+const TOO_LONG = 0.32; // above what the margin asks for: skip to it
 
 class Playback extends AudioWorkletProcessor {
   constructor() {
@@ -10,7 +11,8 @@ class Playback extends AudioWorkletProcessor {
     this.queue = [];
     this.offset = 0;
     this.buffered = 0; // samples at the model's rate
-    this.wanted = SMALLEST * RATE_HZ;
+    this.margin = SMALLEST;
+    this.held = 0; // samples of the output between the first frame and its sound
     this.playing = false;
     this.late = 0;
     this.step = RATE_HZ / sampleRate;
@@ -21,14 +23,15 @@ class Playback extends AudioWorkletProcessor {
     this.port.onmessage = ({ data }) => {
       if (data === "clear") {
         this.queue = [];
-        this.offset = this.buffered = 0;
+        this.offset = this.buffered = this.held = 0;
         this.playing = false;
         return;
       }
       this.queue.push(data);
       this.buffered += data.length;
-      if (this.buffered > this.wanted + TOO_LONG * RATE_HZ) {
-        while (this.buffered > this.wanted) this.take();
+      const wanted = data.length + this.margin * RATE_HZ;
+      if (this.buffered > wanted + TOO_LONG * RATE_HZ) {
+        while (this.buffered > wanted) this.take();
       }
     };
   }
@@ -47,14 +50,18 @@ class Playback extends AudioWorkletProcessor {
 
   process(_inputs, outputs) {
     const output = outputs[0][0];
-    if (!this.playing && this.buffered >= this.wanted) this.playing = true;
+    if (!this.playing && this.buffered > 0) {
+      this.held += output.length;
+      this.playing = this.held >= this.margin * sampleRate;
+    }
     for (let i = 0; i < output.length && this.playing; i++) {
       this.fraction += this.step;
       while (this.fraction >= 1) {
         if (this.buffered === 0) {
           this.playing = false;
+          this.held = 0;
           this.late++;
-          this.wanted = Math.min(LARGEST * RATE_HZ, this.wanted + GROWTH * RATE_HZ);
+          this.margin = Math.min(LARGEST, this.margin + GROWTH);
           break;
         }
         this.current = this.next;
