@@ -12,6 +12,8 @@
 //! - [`mapped_file`]: read-only memory maps.
 //! - `cuda_driver`, with the feature `cuda`: NVIDIA's driver, found at run time.
 
+#[cfg(target_arch = "x86_64")]
+mod ahead;
 pub mod arena;
 pub mod counting_allocator;
 #[cfg(all(
@@ -32,7 +34,3 @@ pub mod scalar;
 pub use huge_memory::HugeMemory;
 pub use isa::Isa;
 pub use mapped_file::MappedFile;
-
-/// How far ahead of what is read the next bytes are asked for.
-#[cfg(target_arch = "x86_64")]
-pub(crate) const AHEAD_BYTES: usize = 4096;

@@ -147,15 +147,15 @@ fn multiply_add(rounds: u32) -> f32 {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        _MM_HINT_T0, _mm_prefetch, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_storeu_ps,
-        _mm512_add_epi64, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_reduce_add_epi64,
-        _mm512_reduce_add_ps, _mm512_set1_ps, _mm512_setzero_si512,
+        _mm256_fmadd_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_add_epi64, _mm512_fmadd_ps,
+        _mm512_loadu_si512, _mm512_reduce_add_epi64, _mm512_reduce_add_ps, _mm512_set1_ps,
+        _mm512_setzero_si512,
     };
 
     use std::hint::black_box;
 
     use super::{CHAINS, sum_words};
-    use crate::AHEAD_BYTES;
+    use crate::ahead::ask_ahead;
 
     /// Of eight-byte words, 512 bytes at a time: compilers cut wide registers in halves here, and a
     /// quarter of the rate is lost.
@@ -178,18 +178,6 @@ mod x86 {
     #[target_feature(enable = "avx2")]
     pub(super) fn sum_avx2(bytes: &[u8]) -> u64 {
         sum_words(bytes, ask_ahead)
-    }
-
-    /// As kernels do.
-    #[inline(always)]
-    fn ask_ahead(line: &[u8]) {
-        let ahead = line.as_ptr().wrapping_add(AHEAD_BYTES).cast();
-        #[allow(unused_unsafe, reason = "older compilers call it unsafe")]
-        // SAFETY: a hint reads nothing, wherever it points; every processor of this architecture
-        // has it.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(ahead);
-        }
     }
 
     #[target_feature(enable = "avx512f")]

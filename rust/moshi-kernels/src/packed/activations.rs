@@ -55,10 +55,13 @@ impl Quantised {
     /// Blocks of `N` rows from `first` on.
     #[inline(always)]
     pub(super) fn take<const N: usize>(&self, first: usize) -> [&[Block]; N] {
-        std::array::from_fn(|n| {
-            let start = (first + n) * self.row_blocks;
-            &self.blocks[start..start + self.row_blocks]
-        })
+        let mut rows: [&[Block]; N] = [&[]; N];
+        for (row, blocks) in
+            rows.iter_mut().zip(self.blocks.chunks_exact(self.row_blocks).skip(first))
+        {
+            *row = blocks;
+        }
+        rows
     }
 
     /// Rows held.

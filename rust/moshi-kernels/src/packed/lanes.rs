@@ -26,7 +26,7 @@ pub(super) mod scalar {
 
     /// Nothing: the processor guesses.
     #[inline]
-    pub(crate) fn prefetch(_bytes: &[u8]) {}
+    pub(crate) fn ask_ahead(_bytes: &[u8]) {}
 
     #[inline]
     pub(crate) fn splat(value: f32) -> F {
@@ -131,37 +131,24 @@ pub(super) mod scalar {
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2 {
     use std::arch::x86_64::{
-        __m128i, __m256, __m256i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_unpackhi_epi64,
-        _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256,
-        _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
-        _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extracti128_si256, _mm256_fmadd_ps,
-        _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
-        _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
+        __m128i, __m256, __m256i, _mm_loadu_si128, _mm_unpackhi_epi64, _mm256_abs_epi8,
+        _mm256_add_epi16, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_castsi256_ps,
+        _mm256_castsi256_si128, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32,
+        _mm256_cvtph_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps,
+        _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps,
+        _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
         _mm256_setzero_si256, _mm256_sign_epi8, _mm256_slli_epi32, _mm256_srli_epi16,
         _mm256_storeu_ps, _mm256_xor_si256,
     };
 
     use super::GROUP;
-    use crate::AHEAD_BYTES;
+    pub(crate) use crate::ahead::ask_ahead;
 
     pub(crate) type F = [__m256; 2];
     pub(crate) type I = [__m256i; 2];
     pub(crate) const FLOAT_ROWS: usize = 2;
     pub(crate) const BLOCK_ROWS: usize = 2;
     pub(crate) const VALUE_LANES: usize = 4;
-
-    /// Asks for the bytes that will be read some lines from here: a loop that does much with each
-    /// byte does not look far ahead by itself.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(crate) fn prefetch(bytes: &[u8]) {
-        let ahead = bytes.as_ptr().wrapping_add(AHEAD_BYTES).cast();
-        #[allow(unused_unsafe, reason = "older compilers call it unsafe")]
-        // SAFETY: a hint reads nothing, wherever it points.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(ahead);
-        }
-    }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -312,34 +299,21 @@ pub(super) mod avx2 {
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512 {
     use std::arch::x86_64::{
-        __m512, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256,
-        _mm512_add_ps, _mm512_and_si512, _mm512_castsi512_ps, _mm512_cvtepi8_epi32,
-        _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8,
-        _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps,
+        __m512, __m512i, _mm_loadu_si128, _mm256_loadu_si256, _mm512_add_ps, _mm512_and_si512,
+        _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32,
+        _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+        _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32,
+        _mm512_srli_epi16, _mm512_storeu_ps,
     };
 
     use super::GROUP;
-    use crate::AHEAD_BYTES;
+    pub(crate) use crate::ahead::ask_ahead;
 
     pub(crate) type F = __m512;
     pub(crate) type I = __m512i;
     pub(crate) const FLOAT_ROWS: usize = 8;
     pub(crate) const BLOCK_ROWS: usize = 8;
     pub(crate) const VALUE_LANES: usize = 8;
-
-    /// Asks for the bytes that will be read some lines from here: a loop that does much with each
-    /// byte does not look far ahead by itself.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    pub(crate) fn prefetch(bytes: &[u8]) {
-        let ahead = bytes.as_ptr().wrapping_add(AHEAD_BYTES).cast();
-        #[allow(unused_unsafe, reason = "older compilers call it unsafe")]
-        // SAFETY: a hint reads nothing, wherever it points.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(ahead);
-        }
-    }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use super::activations::{Block, Quantised};
 use super::lanes;
-use super::outputs::Outputs;
+use super::outputs::{Outputs, Whole};
 
 /// Inputs of a block of few bits.
 pub(super) const BLOCK: usize = 32;
@@ -50,8 +50,14 @@ pub(super) fn widened(bytes: [u8; 2]) -> f32 {
     f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
 }
 
-/// Results of a panel for some rows.
-pub(super) type Out<const ROWS: usize> = [[f32; PANEL]; ROWS];
+/// Slices of one length, which the compiler then knows: `map` would hide it.
+#[inline(always)]
+fn cut<T, const N: usize>(mut slices: [&[T]; N], len: usize) -> [&[T]; N] {
+    for slice in &mut slices {
+        *slice = &slice[..len];
+    }
+    slices
+}
 
 /// Part of an array at a fixed place.
 #[inline(always)]
@@ -80,19 +86,25 @@ impl<'a> FloatRows<'a> {
     }
 
     #[inline(always)]
-    fn start(&self, row: usize) -> usize {
-        row / self.rows_per_group * self.group_stride + row % self.rows_per_group * self.stride
-    }
-
-    #[inline(always)]
     pub(super) fn row(&self, row: usize, width: usize) -> &'a [f32] {
-        let start = self.start(row);
-        &self.x[start..start + width]
+        let [row] = self.take(row, width);
+        row
     }
 
+    /// `N` rows from `first` on.
     #[inline(always)]
     fn take<const N: usize>(&self, first: usize, width: usize) -> [&'a [f32]; N] {
-        std::array::from_fn(|n| self.row(first + n, width))
+        let (mut group, mut place) = (first / self.rows_per_group, first % self.rows_per_group);
+        let mut rows: [&[f32]; N] = [&[]; N];
+        for row in &mut rows {
+            let start = group * self.group_stride + place * self.stride;
+            *row = &self.x[start..start + width];
+            place += 1;
+            if place == self.rows_per_group {
+                (group, place) = (group + 1, 0);
+            }
+        }
+        rows
     }
 }
 
@@ -110,16 +122,16 @@ macro_rules! rows_of_blocks {
             while first < rows {
                 let left = rows - first;
                 if left >= BLOCK_ROWS {
-                    out.put(panel, first, &$kernel::<BLOCK_ROWS>(tiles, x.take(first)));
+                    put(out, panel, first, $kernel::<BLOCK_ROWS>(tiles, x.take(first)));
                     first += BLOCK_ROWS;
                 } else if left >= 4 {
-                    out.put(panel, first, &$kernel::<4>(tiles, x.take(first)));
+                    put(out, panel, first, $kernel::<4>(tiles, x.take(first)));
                     first += 4;
                 } else if left >= 2 {
-                    out.put(panel, first, &$kernel::<2>(tiles, x.take(first)));
+                    put(out, panel, first, $kernel::<2>(tiles, x.take(first)));
                     first += 2;
                 } else {
-                    out.put(panel, first, &$kernel::<1>(tiles, x.take(first)));
+                    put(out, panel, first, $kernel::<1>(tiles, x.take(first)));
                     first += 1;
                 }
             }
@@ -142,11 +154,11 @@ macro_rules! rows_of_floats {
                     if lanes.len() > width {
                         let (one, two) = lanes.split_at(width);
                         let [one, two] = $kernel::<2, { $rows }>([one, two], x.take($first, width));
-                        out.put(panel, $first, &one);
-                        out.put(panel + 1, $first, &two);
+                        put(out, panel, $first, one);
+                        put(out, panel + 1, $first, two);
                     } else {
                         let [one] = $kernel::<1, { $rows }>([lanes], x.take($first, width));
-                        out.put(panel, $first, &one);
+                        put(out, panel, $first, one);
                     }
                     $first += $rows;
                 }};
@@ -175,14 +187,14 @@ macro_rules! panels_times_rows {
         pub(crate) fn $name<const P: usize, const N: usize>(
             lanes: [&[$lane]; P],
             x: [&[f32]; N],
-        ) -> [Out<N>; P] {
+        ) -> [[F; N]; P] {
             let inputs = lanes[0].len();
-            let (lanes, x) = (lanes.map(|l| &l[..inputs]), x.map(|row| &row[..inputs]));
+            let (lanes, x) = (cut(lanes, inputs), cut(x, inputs));
             let mut sums: [[F; N]; P] = [[splat(0.0); N]; P];
             for i in 0..inputs {
                 let mut weights: [F; P] = [splat(0.0); P];
                 for p in 0..P {
-                    prefetch(&lanes[p][i]);
+                    ask_ahead(&lanes[p][i]);
                     weights[p] = $load(&lanes[p][i]);
                 }
                 for n in 0..N {
@@ -192,11 +204,7 @@ macro_rules! panels_times_rows {
                     }
                 }
             }
-            let mut all = [[[0.0; PANEL]; N]; P];
-            for p in 0..P {
-                all[p] = out(sums[p]);
-            }
-            all
+            sums
         }
     };
 }
@@ -226,7 +234,7 @@ macro_rules! scores_and_values {
                         let products = $kernel::<{ $tiles }, 1>(keys, [query]);
                         let (out, rest) = scores.split_at_mut($tiles);
                         for t in 0..$tiles {
-                            out[t] = products[t][0];
+                            store(products[t][0], &mut out[t]);
                             let scales = taken[t][width..].as_flattened().as_chunks().0;
                             for (score, scale) in out[t].iter_mut().zip(scales) {
                                 *score *= widened(*scale);
@@ -261,7 +269,7 @@ macro_rules! scores_and_values {
                     let weight = splat(*weight);
                     let position = &position[first..first + LANES];
                     for l in 0..LANES {
-                        prefetch(&position[l]);
+                        ask_ahead(&position[l]);
                         totals[l] = fma($load(&position[l]), weight, totals[l]);
                     }
                 }
@@ -295,13 +303,13 @@ macro_rules! kernels {
     ($name:ident, $(#[$features:meta])?) => {
         pub(super) mod $name {
             use super::lanes::$name::{
-                BLOCK_ROWS, F, FLOAT_ROWS, I, VALUE_LANES, add, dot_4, dot_8, fma, load, load_bf16,
-                load_f16, load_i8, load_sums, mul, prefetch, splat, start_4, start_8, store, to_float,
+                BLOCK_ROWS, F, FLOAT_ROWS, I, VALUE_LANES, add, ask_ahead, dot_4, dot_8, fma, load, load_bf16,
+                load_f16, load_i8, load_sums, mul, splat, start_4, start_8, store, to_float,
             };
             use super::{
-                BLOCK, Block, FloatRows, K_BLOCKS, K_PARTS, Lane8, Lane16, Lane32, Out, Outputs,
-                PANEL, Quantised, Range, Tile4, Tile4Affine, Tile4K, Tile8, VALUE_POSITIONS, part,
-                widened,
+                BLOCK, Block, FloatRows, K_BLOCKS, K_PARTS, Lane8, Lane16, Lane32, Outputs, PANEL,
+                Quantised, Range, Tile4, Tile4Affine, Tile4K, Tile8, VALUE_POSITIONS, Whole,
+                cut, part, widened,
             };
 
             rows_of_blocks!(eight_bits_rows, eight_bits, Tile8, $(#[$features])?);
@@ -316,8 +324,8 @@ macro_rules! kernels {
             pub(crate) fn eight_bits<const N: usize>(
                 tiles: &[Tile8],
                 x: [&[Block]; N],
-            ) -> Out<N> {
-                let x = x.map(|row| &row[..tiles.len()]);
+            ) -> [F; N] {
+                let x = cut(x, tiles.len());
                 let mut sums: [F; N] = [splat(0.0); N];
                 for (b, tile) in tiles.iter().enumerate() {
                     let mut products: [I; N] = [start_8(0); N];
@@ -326,7 +334,7 @@ macro_rules! kernels {
                     }
                     for group in 0..BLOCK / 4 {
                         let weights = part(tile, 64 * group);
-                        prefetch(weights);
+                        ask_ahead(weights);
                         for n in 0..N {
                             products[n] = dot_8(products[n], weights, x[n][b].quads[group]);
                         }
@@ -337,7 +345,7 @@ macro_rules! kernels {
                         sums[n] = add(sums[n], mul(to_float(products[n]), scale));
                     }
                 }
-                out(sums)
+                sums
             }
 
             /// Symmetric weights of 4 bits, as [`eight_bits`].
@@ -345,8 +353,8 @@ macro_rules! kernels {
             pub(crate) fn four_bits<const N: usize>(
                 tiles: &[Tile4],
                 x: [&[Block]; N],
-            ) -> Out<N> {
-                let x = x.map(|row| &row[..tiles.len()]);
+            ) -> [F; N] {
+                let x = cut(x, tiles.len());
                 let mut sums: [F; N] = [splat(0.0); N];
                 for (b, tile) in tiles.iter().enumerate() {
                     let mut products: [I; N] = [start_4(0, 8); N];
@@ -355,7 +363,7 @@ macro_rules! kernels {
                     }
                     for group in 0..4 {
                         let weights = part(tile, 64 * group);
-                        prefetch(weights);
+                        ask_ahead(weights);
                         for n in 0..N {
                             let quads = &x[n][b].quads;
                             products[n] =
@@ -368,7 +376,7 @@ macro_rules! kernels {
                         sums[n] = add(sums[n], mul(to_float(products[n]), scale));
                     }
                 }
-                out(sums)
+                sums
             }
 
             /// Weights of 4 bits with an offset, as [`eight_bits`].
@@ -376,14 +384,14 @@ macro_rules! kernels {
             pub(crate) fn four_bits_affine<const N: usize>(
                 tiles: &[Tile4Affine],
                 x: [&[Block]; N],
-            ) -> Out<N> {
-                let x = x.map(|row| &row[..tiles.len()]);
+            ) -> [F; N] {
+                let x = cut(x, tiles.len());
                 let mut sums: [F; N] = [splat(0.0); N];
                 for (b, tile) in tiles.iter().enumerate() {
                     let mut products: [I; N] = [start_4(0, 0); N];
                     for group in 0..4 {
                         let weights = part(tile, 64 * group);
-                        prefetch(weights);
+                        ask_ahead(weights);
                         for n in 0..N {
                             let quads = &x[n][b].quads;
                             products[n] =
@@ -399,7 +407,7 @@ macro_rules! kernels {
                         sums[n] = add(sums[n], mul(offsets, offset));
                     }
                 }
-                out(sums)
+                sums
             }
 
             /// Weights of 4 bits whose scales and offsets are products, as [`eight_bits`].
@@ -407,8 +415,8 @@ macro_rules! kernels {
             pub(crate) fn four_bits_k<const N: usize>(
                 tiles: &[Tile4K],
                 x: [&[Block]; N],
-            ) -> Out<N> {
-                let x = x.map(|row| &row[..K_BLOCKS * tiles.len()]);
+            ) -> [F; N] {
+                let x = cut(x, K_BLOCKS * tiles.len());
                 let mut sums: [F; N] = [splat(0.0); N];
                 for (b, tile) in tiles.iter().enumerate() {
                     let [scales, offsets, ..] = K_PARTS;
@@ -418,7 +426,7 @@ macro_rules! kernels {
                         let mut products: [I; N] = [start_4(0, 0); N];
                         for group in 0..4 {
                             let weights = part(tile, 64 * (4 * j + group));
-                            prefetch(weights);
+                            ask_ahead(weights);
                             for n in 0..N {
                                 let quads = &x[n][K_BLOCKS * b + j].quads;
                                 products[n] =
@@ -438,7 +446,7 @@ macro_rules! kernels {
                         }
                     }
                 }
-                out(sums)
+                sums
             }
 
             panels_times_rows!(floats, load, Lane32, $(#[$features])?);
@@ -449,14 +457,32 @@ macro_rules! kernels {
             scores_and_values!(scores_16, weigh_16, half_floats, load_bf16, Lane16, $(#[$features])?);
             scores_and_values!(scores_8, weigh_8, bytes, load_i8, Lane8, $(#[$features])?);
 
+            /// Stores the sums of a panel for the rows from `first` on.
             #[inline]
             $(#[$features])?
-            fn out<const N: usize>(sums: [F; N]) -> Out<N> {
-                let mut out = [[0.0; PANEL]; N];
+            fn put<const N: usize>(
+                out: &Outputs<'_>,
+                panel: usize,
+                first: usize,
+                sums: [F; N],
+            ) {
                 for n in 0..N {
-                    store(sums[n], &mut out[n]);
+                    let Some((y, by)) = out.whole(panel, first + n) else {
+                        let mut values = [0.0; PANEL];
+                        store(sums[n], &mut values);
+                        out.put_some(panel, first + n, &values);
+                        continue;
+                    };
+                    let sum = match by {
+                        Whole::Set(None) => sums[n],
+                        Whole::Set(Some(bias)) => add(sums[n], load_sums(bias)),
+                        Whole::Add(None) => add(load_sums(y), sums[n]),
+                        Whole::Add(Some(scale)) => {
+                            add(load_sums(y), mul(load_sums(scale), sums[n]))
+                        }
+                    };
+                    store(sum, y);
                 }
-                out
             }
         }
     };
