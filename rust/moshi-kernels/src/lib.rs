@@ -7,7 +7,7 @@
 //! - [`packed`]: the fast products, over panels of weights, on any of those instruction sets.
 //! - [`pool`], [`arena`]: threads and memory for them.
 //! - [`isa`]: which instructions this processor has.
-//! - [`huge_memory`]: memory on large pages.
+//! - [`huge_memory`], [`heap`]: memory on large pages, and how the allocator keeps what is freed.
 //! - [`measure`], [`counting_allocator`]: what the machine can do, and what a step allocates.
 //! - [`mapped_file`]: read-only memory maps.
 //! - `cuda_driver`, with the feature `cuda`: NVIDIA's driver, found at run time.
@@ -22,6 +22,7 @@ pub mod counting_allocator;
     any(target_arch = "x86_64", target_arch = "aarch64")
 ))]
 pub mod cuda_driver;
+pub mod heap;
 pub mod huge_memory;
 pub mod isa;
 pub mod mapped_file;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use moshi_core::{LoadObserver, Memory, Model};
+use moshi_kernels::heap::keep_compact;
 use moshi_serve::{ModelBackend, Server};
 
 use crate::commands::run::sampling;
@@ -13,6 +14,7 @@ use crate::output::{Loading, Result, line};
 use crate::serve_options::ServeArgs;
 
 pub(crate) fn serve(args: &ServeArgs) -> Result<i32> {
+    keep_compact();
     let server = Server::bind(args.config()?)?;
     let loading = Watching { shown: Loading::new(false), session_bytes: Cell::new(0) };
     let repo = hub::open(&args.speech)?;
