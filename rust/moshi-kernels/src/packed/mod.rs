@@ -417,11 +417,25 @@ pub(crate) fn split(pool: &Pool, units: usize, cost: usize, work: &(dyn Fn(usize
         (0..units).for_each(work);
         return;
     }
-    let most = PARTS_PER_THREAD * pool.threads();
-    let parts = (cost / LEAST_PART).clamp(pool.threads(), most).min(units);
+    let threads = pool.threads();
+    let parts = (cost / LEAST_PART).clamp(threads, PARTS_PER_THREAD * threads).min(units);
     pool.run(parts, &|part| {
-        (units * part / parts..units * (part + 1) / parts).for_each(work);
+        (start_of(part, (parts, threads), units)..start_of(part + 1, (parts, threads), units))
+            .for_each(work);
     });
+}
+
+/// Where a part begins: first a large one for every thread, since what is asked for ahead at the end
+/// of one is another thread's; then small ones, for whoever is free.
+fn start_of(part: usize, (parts, threads): (usize, usize), units: usize) -> usize {
+    if parts < 2 * threads {
+        return units * part / parts;
+    }
+    let large = units * LARGE_SHARE[0] / LARGE_SHARE[1];
+    match part.checked_sub(threads) {
+        None => large * part / threads,
+        Some(small) => large + (units - large) * small / (parts - threads),
+    }
 }
 
 /// Bytes that a part of a copy takes.
@@ -431,6 +445,8 @@ const ROWS_OF_A_PART: usize = 64;
 /// Below this, a thread is slower to come than the work takes.
 const LEAST_SHARED: usize = 128 << 10;
 /// More parts than threads, so that those who are late take fewer, and wait for little at the end.
-const PARTS_PER_THREAD: usize = 16;
+const PARTS_PER_THREAD: usize = 8;
+/// What the large parts of all threads take of the work.
+const LARGE_SHARE: [usize; 2] = [5, 8];
 /// Below this, taking a part costs as much as working on it.
 const LEAST_PART: usize = 32 << 10;

@@ -270,3 +270,16 @@ fn rounding_while_packing_equals_packing_what_was_rounded() {
         assert!(packed.unwrap().is_none());
     }
 }
+
+#[test]
+fn parts_cover_all_units_in_order() {
+    for (units, threads) in [(1, 1), (7, 2), (32, 2), (100, 3), (1408, 4)] {
+        for parts in 1..=(8 * threads).min(units) {
+            let starts: Vec<_> =
+                (0..=parts).map(|part| start_of(part, (parts, threads), units)).collect();
+            assert_eq!((starts[0], starts[parts]), (0, units), "{parts} parts");
+            assert!(starts.is_sorted(), "{starts:?}");
+        }
+    }
+    assert_eq!([0, 1, 2, 3, 4, 5].map(|part| start_of(part, (5, 2), 16)), [0, 5, 10, 12, 14, 16]);
+}
