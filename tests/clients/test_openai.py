@@ -16,6 +16,8 @@ from support import QUESTION, one_is_in_time, server
 
 RATE = 24_000
 CHUNK = 2_400  # 100 ms
+# As the usage of a response counts audio: eight for every 80 ms.
+TOKENS_PER_SECOND = 100
 # Of silence, after the question.
 LISTEN_S = 10
 TOLERANCE_S = 0.5
@@ -113,10 +115,10 @@ def realtime(beta) -> str:
                     elif event.type == f"{names[1]}.done":
                         transcript = event.transcript
                     elif event.type == "response.done" and text:
-                        seconds = time.monotonic() - heard.begin
+                        tokens = event.response.usage.output_token_details.audio_tokens
                         break
         assert {"session.updated", "response.created", "input_audio_buffer.committed"} <= seen
-        return heard.check(seconds, text, transcript)
+        return heard.check(tokens / TOKENS_PER_SECOND, text, transcript)
 
 
 @pytest.mark.parametrize("beta", [False, True], ids=["current", "beta"])

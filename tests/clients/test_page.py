@@ -40,9 +40,15 @@ FLAGS = [
     "--window-size=420,900",
 ]
 
-# Keeps what the page gives to the loudspeaker.
+# Keeps what the page gives to the loudspeaker, and counts what it sends.
 LISTEN = """
 window.played = [];
+window.sentBytes = 0;
+const send = WebSocket.prototype.send;
+WebSocket.prototype.send = function (data) {
+  window.sentBytes += data.byteLength - 1;
+  return send.call(this, data);
+};
 const connect = AudioNode.prototype.connect;
 AudioNode.prototype.connect = function (node, ...rest) {
   if (node instanceof AudioDestinationNode) {
@@ -175,7 +181,7 @@ async def talk(page):
         await asyncio.sleep(0.2)
     await page.picture("page.png")
     await page.press_start()
-    seconds = time.monotonic() - begin
+    seconds = await page.evaluate("window.sentBytes") / 2 / RATE_HZ
     await asyncio.sleep(0.5)
     after = {name: await page.text(name) for name in FACTS}
     played = np.concatenate([np.int16(part) for part in await page.evaluate("window.played")])
