@@ -247,6 +247,7 @@ impl Live<'_> {
                     told = true;
                     let left = *drain.borrow();
                     if let (Ok(()), Some(left)) = (changed, left) {
+                        self.resource["expires_at"] = (since_1970() + left).as_secs().into();
                         let left = left.as_secs();
                         let text = format!("the server shuts down in {left} s; connect to another one");
                         let body = json!({ "code": "server_draining", "message": text });

@@ -326,6 +326,8 @@ async fn live_sessions_are_told_of_the_shutdown_and_get_what_is_finished() {
     server.request_stop().await;
     let closed = client.find("session.closed").await;
     assert_eq!(closed["reason"], "expired");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert!(closed["session"]["expires_at"].as_u64().unwrap() <= now + 600, "{closed}");
     assert_eq!(client.close_code().await, Some(1001));
     server.outcome().await.unwrap();
 }
